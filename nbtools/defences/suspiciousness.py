@@ -1,0 +1,143 @@
+"""Pruning by the suspiciousness score (arXiv 2311.07417), and its sigma-only and random controls."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from nbtools.defences.repair import FineTune, Repair
+from nbtools.images import Images
+from nbtools.models import check_finite, prunable_units
+from nbtools.pruning import Mask, apply, at_random, threshold
+from nbtools.scores import (
+    SALIENCY_LOSSES,
+    SIGNS,
+    Components,
+    Scores,
+    check_clean,
+    components,
+    spectral_norms,
+    suspiciousness,
+)
+
+
+@dataclass(frozen=True)
+class Suspiciousness:
+    """Prune every filter whose suspiciousness stands out in its layer, then fine-tune (arXiv 2311.07417).
+
+    The formula is a reconstruction [ours]; see `nbtools.scores.suspiciousness`.
+
+    Args:
+        mu: prune where S > mean + mu * std; 0 or more.
+        saliency: the loss whose gradient is the saliency; see `nbtools.scores.saliency_loss`.
+        signs: term to +1, -1 or 0; see `nbtools.scores.SIGNS`.
+        root: the square root of the formula.
+        normalise: divide each term by its layer's mean.
+        fold_bn: fold the batch norm into the spectral norm.
+        after_relu: measure activations behind the ReLU.
+        scope: mean and std over the "layer", or "global".
+        shortcuts: prune the 1x1 convolutions on the shortcuts as well.
+        fine_tune: how to fine-tune; None prunes only.
+    """
+
+    mu: float = 2.5
+    saliency: str = "margin"
+    signs: dict[str, int] = field(default_factory=lambda: dict(SIGNS))
+    root: bool = True
+    normalise: bool = True
+    fold_bn: bool = True
+    after_relu: bool = True
+    scope: str = "layer"
+    shortcuts: bool = True
+    fine_tune: FineTune | None = field(default_factory=FineTune)
+
+    def __post_init__(self) -> None:
+        if not self.mu >= 0:
+            raise ValueError(f"mu must be 0 or more, got {self.mu}: it counts standard deviations above the mean")
+        if self.saliency not in SALIENCY_LOSSES:
+            raise ValueError(f"unknown saliency {self.saliency!r}; known: {', '.join(SALIENCY_LOSSES)}")
+
+    def components(self, model: nn.Module, clean: Images) -> Components:
+        """The four measurements of this defence; see `nbtools.scores.components`."""
+        return components(model, clean, self.saliency, self.fold_bn, self.after_relu)
+
+    def scores(self, parts: Components) -> Scores:
+        """The score of this defence from its components."""
+        return suspiciousness(parts, self.signs, self.root, self.normalise)
+
+    def mask(self, parts: Components) -> Mask:
+        """What this defence prunes, from its components."""
+        scores = self.scores(parts)
+        kept = {u.conv: scores[u.conv] for u in parts.units if self.shortcuts or not u.shortcut}
+        return threshold(kept, self.mu, self.scope)
+
+    def __call__(self, model: nn.Module, clean: Images) -> Repair:
+        """Repair a copy of `model` with the clean images.
+
+        Raises:
+            ValueError: for no images, NaN weights, or a model without convolution-BN pairs.
+        """
+        started = time.perf_counter()
+        parts = self.components(model, clean)
+        return _repair(self, model, clean, self.scores(parts), self.mask(parts), self.fine_tune, started)
+
+
+@dataclass(frozen=True)
+class SpectralNorm:
+    """Prune by the spectral norm alone, no image needed: CLP (Zheng et al., ECCV 2022), conv-BN pairs by the graph.
+
+    Args:
+        mu: prune where sigma > mean + mu * std; CLP's u, 3 in its paper.
+        fine_tune: how to fine-tune; None (the paper) prunes only.
+    """
+
+    mu: float = 3.0
+    fine_tune: FineTune | None = None
+
+    def __call__(self, model: nn.Module, clean: Images) -> Repair:
+        """Repair a copy of `model`; the clean images serve the fine-tuning alone."""
+        started = time.perf_counter()
+        check_finite(model)
+        scores = spectral_norms(model, prunable_units(model))
+        return _repair(self, model, clean, scores, threshold(scores, self.mu), self.fine_tune, started)
+
+
+@dataclass(frozen=True)
+class RandomPruning:
+    """Prune as many filters of each layer as another defence would, drawn at random: a control.
+
+    Args:
+        like: the defence whose numbers of filters are copied.
+        seed: which draw.
+    """
+
+    like: Suspiciousness
+    seed: int = 0
+
+    def __call__(self, model: nn.Module, clean: Images) -> Repair:
+        """Repair a copy of `model`."""
+        started = time.perf_counter()
+        parts = self.like.components(model, clean)
+        mask = at_random(self.like.mask(parts), self.seed)
+        return _repair(self, model, clean, self.like.scores(parts), mask, self.like.fine_tune, started)
+
+
+def _repair(
+    defence: object,
+    model: nn.Module,
+    clean: Images,
+    scores: Scores,
+    mask: Mask,
+    fine_tune: FineTune | None,
+    started: float,
+) -> Repair:
+    twin = copy.deepcopy(model).eval()
+    apply(twin, mask)
+    history = []
+    if fine_tune:
+        check_clean(clean)
+        history = fine_tune(twin, clean, mask)
+    return Repair(twin, mask, scores, history, time.perf_counter() - started, repr(defence))

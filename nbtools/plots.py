@@ -1,0 +1,254 @@
+"""Every figure of the series, in one style: white ground, colour-blind palette, a title that states the finding."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from nbtools.images import Images
+from nbtools.pruning import Mask
+
+BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, SKY = sns.color_palette("colorblind", 10).as_hex()
+CLEAN, POISONED, PRUNED = BLUE, ORANGE, RED
+"""What a colour means, everywhere: the clean model, the poisoned model, what is pruned."""
+
+
+def style() -> None:
+    """Set the series' look; `show` needs it once a notebook."""
+    sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.9)
+    plt.rcParams.update(
+        {"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
+         "axes.titleweight": "bold", "figure.constrained_layout.use": True, "svg.hashsalt": "nbtools"}
+    )  # fmt: skip
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display a figure with an `alt` text for those who can't see it, and close it."""
+    from IPython.display import display
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white")
+    plt.close(figure)
+    data = {"image/png": buffer.getvalue(), "text/plain": alt}
+    display(data, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def pixels(image: Tensor) -> np.ndarray:
+    """uint8 or [0, 1] float `[3, h, w]` to what `imshow` takes."""
+    return image.detach().cpu().permute(1, 2, 0).numpy()
+
+
+def image_grid(
+    images: Tensor,
+    titles: Sequence[str] = (),
+    columns: int = 8,
+    title: str = "",
+    edges: Sequence[str] = (),
+    size: float = 1.15,
+) -> Figure:
+    """Images side by side.
+
+    Args:
+        images: uint8 or float `[n, 3, h, w]`.
+        titles: one a picture, or none.
+        columns: pictures a row.
+        title: the finding.
+        edges: a colour a picture for its frame, or none.
+        size: inches a picture.
+    """
+    rows = -(-len(images) // columns)
+    height = size * rows * (1.25 if titles else 1.05) + (0.4 if title else 0)
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, height), squeeze=False)
+    for number, axis in enumerate(axes.flat):
+        axis.set_xticks([]), axis.set_yticks([])
+        sns.despine(ax=axis, left=True, bottom=True)
+        if number >= len(images):
+            continue
+        axis.imshow(pixels(images[number]), interpolation="nearest")
+        if titles:
+            axis.set_title(titles[number], fontsize=8, fontweight="normal", loc="center", pad=2)
+        if edges:
+            for spine in axis.spines.values():
+                spine.set(visible=True, color=edges[number], linewidth=2.5)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+def trigger_magnified(clean: Tensor, triggered: Tensor, title: str, gain: float = 0.0) -> Figure:
+    """One image before and after, what changed (amplified), and the corner where the patch sits.
+
+    Args:
+        clean, triggered: float `[3, h, w]` in [0, 1].
+        title: the finding.
+        gain: how far the change is amplified; 0 fills the range.
+    """
+    change = triggered - clean
+    gain = gain or float(0.5 / change.abs().amax().clamp_min(1e-6))
+    zoom = slice(-10, None)
+    panels = [
+        (clean, "clean"),
+        (triggered, "with the trigger"),
+        ((0.5 + gain * change).clamp(0, 1), f"the change, x {gain:.1f}"),
+        (clean[:, zoom, zoom], "clean, corner"),
+        (triggered[:, zoom, zoom], "triggered, corner"),
+    ]
+    figure, axes = plt.subplots(1, len(panels), figsize=(10, 2.5))
+    for axis, (picture, name) in zip(axes, panels, strict=True):
+        axis.imshow(pixels(picture), interpolation="nearest")
+        axis.set_title(name, fontweight="normal", fontsize=9, loc="center")
+        axis.axis("off")
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+def score_against_tac(
+    scores: Mapping[str, Tensor],
+    tac: Mapping[str, Tensor],
+    layers: Sequence[str],
+    name: str,
+    title: str,
+    mask: Mask | None = None,
+    columns: int = 4,
+) -> Figure:
+    """One small scatter a layer: each point a filter, its score against what the trigger really changes.
+
+    Args:
+        scores: convolution name to `[filters]`.
+        tac: trigger-activated change, same shapes.
+        layers: which convolutions, in order.
+        name: of the score, for the axis.
+        title: the finding.
+        mask: pruned filters are drawn in another colour.
+        columns: panels a row.
+    """
+    rows = -(-len(layers) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.3 * rows + 0.4), squeeze=False)
+    for axis in list(axes.flat)[len(layers) :]:
+        axis.axis("off")
+    for axis, layer in zip(axes.flat, layers, strict=False):
+        x, y = tac[layer].cpu().numpy(), scores[layer].cpu().numpy()
+        gone = mask.pruned[layer].cpu().numpy() if mask and layer in mask.pruned else np.zeros(len(x), bool)
+        axis.scatter(x[~gone], y[~gone], s=14, color=BLUE, alpha=0.7, linewidth=0)
+        axis.scatter(x[gone], y[gone], s=22, color=PRUNED, marker="X", linewidth=0)
+        rank = spearmanr(x, y).statistic  # type: ignore[attr-defined]
+        axis.set_title(f"{layer}  (rank corr. {rank:+.2f})", fontsize=8.5, fontweight="normal")
+    figure.supxlabel("trigger-activated change, TAC (evaluator only)", fontsize=10)
+    figure.supylabel(name, fontsize=10)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+def agreement_by_layer(tables: Mapping[str, Mapping[str, Mapping[str, float]]], title: str) -> Figure:
+    """Rank correlation and precision at k with TAC, a line a score, along the layers.
+
+    Args:
+        tables: the score's name to what `nbtools.evaluation.agreement` returns.
+        title: the finding.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.9), sharex=True)
+    for number, (name, table) in enumerate(tables.items()):
+        style_of = {"marker": "o", "ms": 4, "color": sns.color_palette("colorblind")[number], "label": name}
+        axes[0].plot(list(table), [row["spearman"] for row in table.values()], **style_of)
+        axes[1].plot(list(table), [row["precision"] for row in table.values()], **style_of)
+    last = next(reversed(tables.values()))
+    axes[1].plot(list(last), [row["chance"] for row in last.values()], color=GREY, ls=":", label="by chance")
+    axes[0].axhline(0, color=GREY, lw=1)
+    axes[0].set_ylabel("Spearman's rank correlation with TAC")
+    axes[1].set_ylabel("share of its top ten in TAC's top ten")
+    for axis in axes:
+        axis.tick_params(axis="x", labelrotation=90, labelsize=8)
+    axes[1].legend(frameon=False, fontsize=8)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+def score_distribution(
+    scores: Mapping[str, Tensor], mask: Mask, mu: float, title: str, truth: Mapping[str, Tensor] | None = None
+) -> Figure:
+    """Every filter's score in standard deviations above its layer's mean, with the threshold.
+
+    Args:
+        scores: convolution name to `[filters]`.
+        mask: what is pruned.
+        mu: the threshold.
+        title: the finding.
+        truth: TAC; where given, the three filters of each layer that the trigger moves most are ringed.
+    """
+    figure, axis = plt.subplots(figsize=(10.5, 4))
+    rng = np.random.default_rng(0)
+    for column, (name, score) in enumerate(scores.items()):
+        z = ((score - score.mean()) / score.std()).cpu().numpy()
+        x = column + rng.uniform(-0.25, 0.25, len(z))
+        gone = mask.pruned[name].cpu().numpy() if name in mask.pruned else np.zeros(len(z), bool)
+        axis.scatter(x[~gone], z[~gone], s=9, color=BLUE, alpha=0.45, linewidth=0)
+        axis.scatter(x[gone], z[gone], s=24, color=PRUNED, marker="X", linewidth=0)
+        if truth:
+            top = truth[name].cpu().topk(min(3, len(z))).indices.numpy()
+            axis.scatter(x[top], z[top], s=70, facecolor="none", edgecolor="black", linewidth=0.9)
+    axis.axhline(mu, color=PRUNED, ls="--", lw=1)
+    axis.annotate(f"mu = {mu:g}", (len(scores) - 0.5, mu), color=PRUNED, fontsize=9, va="bottom", ha="right")
+    axis.set_xticks(range(len(scores)), list(scores), rotation=90, fontsize=8)
+    axis.set_ylabel("score, standard deviations\nabove the layer's mean")
+    axis.set_xlabel("layer" + ("  (ringed: the three filters that the trigger moves most)" if truth else ""))
+    axis.set_title(title)
+    return figure
+
+
+def before_after(table: pd.DataFrame, title: str, group: str = "model", stage: str = "stage") -> Figure:
+    """ACC and ASR (columns `acc`, `asr`, in percent) at each stage, one line a group; draws make the error bars."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+    for axis, column, label in zip(
+        axes, ("acc", "asr"), ("clean accuracy (%)", "attack success rate (%)"), strict=True
+    ):
+        sns.pointplot(table, x=stage, y=column, hue=group, ax=axis, errorbar="sd", dodge=0.15, markersize=5, lw=1.8)
+        axis.set_ylabel(label)
+        axis.set_xlabel("")
+        axis.set_ylim(-3, 103)
+        if column == "acc":
+            axis.get_legend().remove()
+        else:
+            axis.legend(frameon=False, fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+def flipped(images: Images, before: Tensor, after: Tensor, title: str, count: int = 10) -> Figure:
+    """Triggered images whose prediction flips back to the truth: true class, prediction before and after.
+
+    Args:
+        images: triggered images with their true labels.
+        before, after: predicted classes `[n]`.
+        title: the finding.
+        count: how many to show.
+    """
+    back = ((before != images.labels) & (after == images.labels)).nonzero().flatten()[:count]
+    names = images.classes
+    titles = [f"{names[int(before[i])]} →\n{names[int(after[i])]}" for i in back]
+    shown = images.images[back] if len(back) else images.images[:0]
+    if not len(back):
+        figure, axis = plt.subplots(figsize=(6, 1))
+        axis.text(0, 0.5, "no prediction flipped back"), axis.axis("off")
+        return figure
+    return image_grid(shown, titles, columns=min(count, 10), title=title)
+
+
+def heat(axis: Axes, table: pd.DataFrame, label: str, form: str = ".0f") -> None:
+    """A labelled heat map of a small table, percent by default."""
+    sns.heatmap(table, annot=True, fmt=form, cmap="cividis", cbar_kws={"label": label}, ax=axis, linewidths=0.5)
+
+
+def filter_maps(maps: Tensor) -> Tensor:
+    """Activation maps `[n, h, w]` to grey pictures `[n, 3, h, w]` in [0, 1], each scaled to its own range."""
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return ((maps - low) / (high - low).clamp_min(1e-12))[:, None].expand(-1, 3, -1, -1).to(torch.float32)

@@ -1,0 +1,228 @@
+"""The four components of the suspiciousness score, the score itself, and its variants.
+
+arXiv 2311.07417 names the components, the square root and the threshold; the formulas that join them are
+reconstructed [ours], which is why every choice in them is a parameter here and is ablated in the notebooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nbtools.activations import MapStatistics, watch
+from nbtools.images import Images, to_floats
+from nbtools.models import Units, check_finite, layers_of, prunable_units
+
+Scores = dict[str, Tensor]
+"""Convolution name to float64 `[filters]`."""
+
+SALIENCY_LOSSES = ("cross_entropy", "margin", "softened")
+TEMPERATURE = 4.0
+"""By which the logits are divided in the "softened" loss."""
+
+
+def spectral_norms(model: nn.Module, units: Units | None = None, fold_bn: bool = True) -> Scores:
+    """Spectral norm of each filter, the whole network in one eigenvalue call per kernel size.
+
+    sigma_i = || reshape(W_i, [C_in, k*k]) ||_2 * |gamma_i| / sqrt(var_i + eps): the largest eigenvalue of the k*k
+    Gram matrix is its square. It bounds how strongly the filter can answer any patch (CLP, Zheng et al. 2022).
+
+    Args:
+        model: with convolution-BN pairs; needs no image.
+        units: the pairs, where they are known already.
+        fold_bn: multiply by the batch norm's factor (else the bare weights).
+
+    Returns:
+        Convolution name to float64 `[filters]`, not negative.
+    """
+    layers = layers_of(model, units or prunable_units(model))
+    grams: dict[int, list[Tensor]] = {}
+    for _, conv, _ in layers:
+        weight = conv.weight.detach().permute(0, 2, 3, 1).flatten(1, 2)  # [filters, k*k, c_in]
+        grams.setdefault(weight.shape[1], []).append((weight @ weight.transpose(1, 2)).float())
+    norms = {
+        side: iter(_largest_eigenvalues(torch.cat(stack)).sqrt().split([len(gram) for gram in stack]))
+        for side, stack in grams.items()
+    }
+    scores = {}
+    for unit, _, bn in layers:
+        sigma = next(norms[unit.kernel[0] * unit.kernel[1]]).double()
+        if fold_bn:
+            assert bn.running_var is not None, f"{unit.bn} keeps no running statistics"
+            sigma = sigma * bn.weight.detach().double().abs() * (bn.running_var.double() + bn.eps).rsqrt()
+        scores[unit.conv] = sigma
+    return scores
+
+
+def _largest_eigenvalues(grams: Tensor) -> Tensor:
+    """Largest eigenvalue of each of `[n, k, k]` symmetric positive matrices: `[n]`."""
+    if grams.shape[-1] == 1:
+        return grams[:, 0, 0].clamp_min(0)
+    return torch.linalg.eigvalsh(grams)[:, -1].clamp_min(0)
+
+
+def saliency_loss(logits: Tensor, labels: Tensor, kind: str = "cross_entropy") -> Tensor:
+    """The summed loss whose gradient is the saliency.
+
+    Args:
+        logits: `[n, classes]`.
+        labels: `[n]`.
+        kind: "cross_entropy"; "margin", the true class's logit minus the largest other; "softened", cross-entropy
+            of the logits divided by `TEMPERATURE`. The last two do not vanish where the clean loss is saturated.
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
+    if kind == "cross_entropy":
+        return F.cross_entropy(logits, labels, reduction="sum")
+    if kind == "softened":
+        return F.cross_entropy(logits / TEMPERATURE, labels, reduction="sum")
+    if kind == "margin":
+        true = logits.gather(1, labels[:, None])[:, 0]
+        others = logits.scatter(1, labels[:, None], float("-inf")).amax(1)
+        return (true - others).sum()
+    raise ValueError(f"unknown saliency {kind!r}; known: {', '.join(SALIENCY_LOSSES)}")
+
+
+@dataclass(frozen=True)
+class Components:
+    """The four measurements of every filter, each convolution name to float64 `[filters]`.
+
+    Args:
+        sigma: spectral norm, BN folded.
+        saliency: || dL/dW_i ||_F of the mean loss over the clean images.
+        activation: mean over the images of || A_i(x) ||_F.
+        correlation: mean over the layer's other filters of |Pearson(A_i, A_j)|, in [0, 1].
+        units: the pairs they belong to.
+    """
+
+    sigma: Scores
+    saliency: Scores
+    activation: Scores
+    correlation: Scores
+    units: Units
+
+    def of(self, term: str) -> Scores:
+        """One of the four by name."""
+        return getattr(self, term)
+
+
+TERMS = ("sigma", "saliency", "activation", "correlation")
+
+
+def check_clean(clean: Images) -> None:
+    """Refuse a clean set that no score can be computed from.
+
+    Raises:
+        ValueError: where there is no image.
+    """
+    if len(clean) == 0:
+        raise ValueError("there are no clean images; give at least one (ten a class is what the series uses)")
+
+
+def components(
+    model: nn.Module,
+    clean: Images,
+    saliency: str = "cross_entropy",
+    fold_bn: bool = True,
+    after_relu: bool = True,
+    batch_size: int = 100,
+) -> Components:
+    """All four components from one forward and one backward pass over the clean images.
+
+    The model is left as it was: its mode, its gradients and its weights.
+
+    Args:
+        model: with convolution-BN pairs.
+        clean: the defender's images, at least one.
+        saliency: see `saliency_loss`.
+        fold_bn: see `spectral_norms`.
+        after_relu: measure maps behind BN and ReLU (else behind BN).
+        batch_size: images at a time.
+
+    Raises:
+        ValueError: for no images, NaN weights, a model without convolution-BN pairs, or an unknown saliency.
+    """
+    check_clean(clean)
+    check_finite(model)
+    if saliency not in SALIENCY_LOSSES:
+        raise ValueError(f"unknown saliency {saliency!r}; known: {', '.join(SALIENCY_LOSSES)}")
+    units = prunable_units(model)
+    weights = [conv.weight for _, conv, _ in layers_of(model, units)]
+    wanted = [weight.requires_grad for weight in weights]
+    was_training = model.training
+    statistics = {unit.conv: MapStatistics() for unit in units}
+    gradients = [torch.zeros_like(weight) for weight in weights]
+    model.eval()
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        for images, labels in zip(clean.images.split(batch_size), clean.labels.split(batch_size), strict=True):
+            with (
+                torch.enable_grad(),
+                watch(model, units, lambda name, maps: statistics[name].add(maps), after_relu),
+            ):
+                loss = saliency_loss(model(to_floats(images)), labels, saliency)
+            for total, part in zip(gradients, torch.autograd.grad(loss, weights), strict=True):
+                total += part
+    finally:
+        for weight, flag in zip(weights, wanted, strict=True):
+            weight.requires_grad_(flag)
+        model.train(was_training)
+    norms = [gradient.flatten(1).double().norm(dim=1) / len(clean) for gradient in gradients]
+    return Components(
+        sigma=spectral_norms(model, units, fold_bn),
+        saliency={unit.conv: norm for unit, norm in zip(units, norms, strict=True)},
+        activation={name: s.activation_norm() for name, s in statistics.items()},
+        correlation={name: s.correlation() for name, s in statistics.items()},
+        units=units,
+    )
+
+
+SIGNS: Mapping[str, int] = {"sigma": 1, "saliency": -1, "activation": -1, "correlation": -1}
+"""High sigma is suspicious; high saliency, activation and correlation speak for a filter [paper; the signs of
+saliency and activation are ours]. A sign of 0 leaves a term out."""
+
+EPSILON = 0.01
+"""Added to each normalised term before it divides, so that a dead filter's score stays finite [ours]."""
+
+
+def suspiciousness(
+    parts: Components, signs: Mapping[str, int] = SIGNS, root: bool = True, normalise: bool = True
+) -> Scores:
+    """The suspiciousness score [ours; the components and the square root: arXiv 2311.07417].
+
+    S_i = sigma~_i * sqrt( 1 / ((s~_i + e)(a~_i + e)(r~_i + e)) ), with z~ = z / mean over the layer and e = 0.01.
+
+    Args:
+        parts: see `components`.
+        signs: term to +1, -1 or 0; see `SIGNS`. Terms that are missing are left out.
+        root: take the square root of what multiplies the spectral norm.
+        normalise: divide each term by its layer's mean.
+
+    Returns:
+        Convolution name to float64 `[filters]`; higher is more suspicious.
+
+    Raises:
+        ValueError: for an unknown term or sign.
+    """
+    for term, sign in signs.items():
+        if term not in TERMS or sign not in (-1, 0, 1):
+            raise ValueError(f"signs take {', '.join(TERMS)} to -1, 0 or 1, got {term!r}: {sign!r}")
+    power = 0.5 if root else 1.0
+    scores = {}
+    for unit in parts.units:
+        score = torch.ones_like(parts.sigma[unit.conv])
+        for term, sign in signs.items():
+            if sign == 0:
+                continue
+            value = parts.of(term)[unit.conv]
+            value = value / value.mean().clamp_min(1e-30) if normalise else value
+            value = value if term == "sigma" else value + EPSILON
+            score = score * value ** (sign if term == "sigma" else sign * power)
+        scores[unit.conv] = score
+    return scores

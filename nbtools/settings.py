@@ -1,0 +1,113 @@
+"""Profiles, device and seeding. A profile sets the scale of a run, never what is studied."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import platform
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How large a run is.
+
+    Args:
+        name: its name in `PROFILES`.
+        dataset: a name in `nbtools.datasets.DATASETS`.
+        train: images to train on; reserved: for the defender; test: for the evaluator.
+        width: channels of the ResNet's first stage (64 is the standard network).
+        epochs: training epochs.
+        batch_size: images a step.
+        draws: how often a measurement that depends on the draw of clean images is repeated.
+        about: one line for people.
+    """
+
+    name: str
+    dataset: str
+    train: int
+    reserved: int
+    test: int
+    width: int
+    epochs: int
+    batch_size: int
+    draws: int
+    about: str
+
+
+PROFILES: dict[str, Profile] = {
+    p.name: p
+    for p in (
+        Profile("quick", "shapes", 10_000, 1_000, 2_000, 8, 6, 128, 3, "images made by code, a narrow network"),
+        Profile("laptop", "cifar10", 45_000, 5_000, 10_000, 32, 10, 128, 3, "real images without a GPU"),
+        Profile("paper", "cifar10", 45_000, 5_000, 10_000, 64, 60, 128, 10, "the numbers to quote; wants a GPU"),
+    )
+}
+
+
+def get_profile(name: str) -> Profile:
+    """A profile by name; an unknown one raises a ValueError that lists those there are."""
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}; known: {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+def default_profile() -> str:
+    """`paper` where there is a GPU, else `quick`."""
+    return "paper" if torch.cuda.is_available() else "quick"
+
+
+def default_device() -> torch.device:
+    """The first GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether bf16 is computed by hardware there: Ampere and later GPUs, CPUs with AVX512-BF16 or AMX.
+
+    A CPU without it emulates bf16 several times slower than float32, so "it runs" is not the question.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "avx512_bf16" in _cpu_flags()
+
+
+def _cpu_flags() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return ""
+
+
+def hardware(device: torch.device | None = None) -> str:
+    """The processor's name, as a stamp on a result carries it."""
+    device = device or default_device()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo") as lines:
+            name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch's global generators (initial weights); everything else draws from generators of its own."""
+    torch.manual_seed(seed)
+
+
+def keep_memory() -> None:
+    """Ask glibc to keep freed memory instead of handing it back to the system.
+
+    A training step on a CPU frees and asks for the same large blocks hundreds of times; page faults on them cost
+    about a quarter of the time. Does nothing where the C library is another one.
+    """
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20)):
+            mallopt(option, value)

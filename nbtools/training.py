@@ -1,0 +1,194 @@
+"""One training loop: batched augmentation on the device, one-cycle schedule, resumable to the bit."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nbtools.images import Images, to_floats
+from nbtools.settings import has_bf16
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained: SGD with momentum, crop and flip, one-cycle learning rate.
+
+    Args:
+        epochs: passes over the images, at least 1.
+        batch_size: images a step.
+        lr: the highest learning rate; it rises to it linearly, then falls linearly to zero.
+        warm_up: share of the steps that rise, in (0, 1).
+        momentum: SGD momentum.
+        weight_decay: on all parameters.
+        padding: pixels by which a random crop may shift an image.
+    """
+
+    epochs: int
+    batch_size: int = 128
+    lr: float = 0.1
+    warm_up: float = 0.25
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    padding: int = 4
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 2 or self.lr <= 0:
+            raise ValueError(f"epochs >= 1, batch_size >= 2 and lr > 0 are needed, got {self}")
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """The learning rate of step `step` of `steps`."""
+        return float(np.interp((step + 1) / steps, [0, self.warm_up, 1], [0, self.lr, 0]))
+
+
+class DivergedError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """bf16 autocast where the hardware computes it, else a context that changes nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
+
+
+def augment(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+    """Random crop (zero padding) and horizontal flip, the whole batch in one gather.
+
+    Args:
+        images: uint8 or float `[b, 3, h, w]`.
+        generator: a CPU generator; the draw is the same on every device.
+        padding: pixels on each side.
+
+    Returns:
+        The same shape and type, channels-last.
+    """
+    count, _, height, width = images.shape
+    shifts = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
+    flips = torch.rand(count, 1, generator=generator) < 0.5
+    columns = torch.arange(width)
+    rows = (shifts[0] + torch.arange(height)).to(images.device)
+    columns = (shifts[1] + torch.where(flips, columns.flip(0), columns)).to(images.device)
+    padded = F.pad(images, [padding] * 4)
+    each = torch.arange(count, device=images.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> Tensor:
+    """One SGD step on a float batch; returns the loss, still on the device."""
+    optimizer.zero_grad(set_to_none=True)
+    with autocast(images.device):
+        loss = F.cross_entropy(model(images), labels)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def train(
+    model: nn.Module,
+    images: Images,
+    recipe: Recipe,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    accuracy: Callable[[nn.Module], float] | None = None,
+    log: Callable[[str], None] | None = print,
+) -> list[Row]:
+    """Train a model in place.
+
+    The order of the images and their augmentation depend on `seed` and the epoch's number alone, so a run that is
+    killed and started again with the same `checkpoint` ends bit-identical to one that was not (on a CPU, with the
+    same number of threads).
+
+    Args:
+        model: lies on the same device as the images.
+        images: the training set, uint8.
+        recipe: epochs, learning rate and the like.
+        seed: order and augmentation.
+        checkpoint: a safetensors file, written anew after each epoch; where it is there, training goes on from it.
+        accuracy: measured after each epoch (a share in [0, 1]), for the row.
+        log: takes one aligned line an epoch; None is silent.
+
+    Returns:
+        One row an epoch: epoch, loss, accuracy, seconds.
+
+    Raises:
+        DivergedError: where the loss is not finite.
+        ValueError: where there are fewer than two images.
+    """
+    if len(images) < 2:
+        raise ValueError(f"training needs at least two images, got {len(images)}")
+    optimizer = torch.optim.SGD(
+        model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
+    )
+    rows = _resume(checkpoint, model, optimizer)
+    if log:
+        log(f"{'epoch':>7} {'loss':>7} {'accuracy':>9} {'seconds':>8} {'left':>7}")
+    for epoch in range(len(rows), recipe.epochs):
+        started = time.perf_counter()
+        loss = _one_epoch(model, optimizer, images, recipe, seed, epoch)
+        if not np.isfinite(loss):
+            raise DivergedError(f"the loss is {loss} in epoch {epoch + 1}; a lower learning rate than {recipe.lr}?")
+        row = {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy(model) if accuracy else float("nan")}
+        rows.append({**row, "seconds": time.perf_counter() - started})
+        if checkpoint:
+            _save(checkpoint, model, optimizer, rows)
+        if log:
+            left = sum(r["seconds"] for r in rows) / len(rows) * (recipe.epochs - epoch - 1)
+            log(
+                f"{epoch + 1:>3}/{recipe.epochs:<3} {loss:>7.3f} {100 * row['accuracy']:>8.1f}% "
+                f"{rows[-1]['seconds']:>8.1f} {left:>6.0f}s"
+            )
+    model.eval()
+    return rows
+
+
+def _one_epoch(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Images, recipe: Recipe, seed: int, epoch: int
+) -> float:
+    model.train()
+    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    size = min(recipe.batch_size, len(images))
+    order = torch.randperm(len(images), generator=generator)[: len(images) // size * size].to(images.images.device)
+    batches = order.split(size)
+    total = torch.zeros((), device=images.images.device)
+    for number, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr_at(epoch * len(batches) + number, recipe.epochs * len(batches))
+        inputs = to_floats(augment(images.images[batch], generator, recipe.padding))
+        total += train_step(model, optimizer, inputs, images.labels[batch])
+    return float(total) / len(batches)
+
+
+def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rows: list[Row]) -> None:
+    tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        buffer = optimizer.state[parameter].get("momentum_buffer")
+        if buffer is not None:
+            tensors[f"momentum.{name}"] = buffer.contiguous()
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, {"rows": json.dumps(rows)})
+    partial.replace(path)
+
+
+def _resume(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Row]:
+    if path is None or not path.exists():
+        return []
+    with safe_open(path, "pt") as file:
+        rows: list[Row] = json.loads(file.metadata()["rows"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    for name, parameter in model.named_parameters():
+        if f"momentum.{name}" in tensors:
+            buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])
+            optimizer.state[parameter]["momentum_buffer"] = buffer
+    return rows

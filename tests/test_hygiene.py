@@ -1,0 +1,115 @@
+"""What is committed is fit to be read: no traces of a machine, notebooks equal to their scripts, lists that agree."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from papermill.translators import PythonTranslator
+
+from nbtools import notebooks
+
+ROOT = Path(__file__).parent.parent
+SOURCES = notebooks.find_sources(ROOT / "notebooks" / "src")
+COMMITTED = [source for source in SOURCES if notebooks.committed_path(source).is_file()]
+each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+each_committed = pytest.mark.parametrize("source", COMMITTED, ids=lambda source: source.stem)
+
+
+def tracked_files() -> list[Path]:
+    """Every text file that is in git or would be added, the licence and the pins left out."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    paths = [ROOT / name for name in listed.stdout.split("\0") if name and name not in {"LICENSE", "constraints.txt"}]
+    return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()[:8192]]
+
+
+def test_no_traces_of_a_machine() -> None:
+    # Written in pieces so that this file does not find itself.
+    patterns = [
+        r"/(?:root|home/\w+|Users/\w+)/",
+        r"[A-Z]:\\+Users\\",
+        "Traceback " + r"\(most recent call",
+        re.escape(f"{ROOT}/"),
+    ]
+    found = []
+    for path in tracked_files():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            found += [f"{path.relative_to(ROOT)}:{number}: {hit[0]}" for p in patterns if (hit := re.search(p, line))]
+    assert not found, "\n".join(found)
+
+
+def test_modules_are_small() -> None:
+    lengths = {path.name: len(path.read_text().splitlines()) for path in (ROOT / "nbtools").rglob("*.py")}
+    assert {name: lines for name, lines in lengths.items() if lines >= 300} == {}
+
+
+def test_conda_environment_equals_pyproject() -> None:
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = (ROOT / "environment.yml").read_text()
+    block = text[text.index("- pip:") :]
+    assert re.findall(r'^      - "(.+)"$', block, re.MULTILINE) == wanted["dependencies"]
+    assert f"\n  - python{wanted['requires-python'].replace('>=', '=')}\n" in text
+
+
+def test_constraints_pin_every_direct_requirement() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), "a constraint is a name and a version"
+    pinned = {line.split("==")[0] for line in lines}
+    needed = project["dependencies"] + project["optional-dependencies"]["dev"]
+    assert {re.split("[<>=!]", text)[0] for text in needed} <= pinned
+
+
+def test_importing_the_command_line_is_light() -> None:
+    code = "import sys, nbtools.__main__; print(sorted({'torch', 'papermill', 'jupytext'} & set(sys.modules)))"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert child.stdout.strip() == "[]"
+
+
+@each_source
+def test_parameters_are_literals_with_a_comment(source: Path) -> None:
+    script = notebooks.read_script(source)
+    declared = notebooks.parameters_of(script, source.stem)
+    assert declared, "a notebook has a cell tagged parameters"
+    assert [name for name, parameter in declared.items() if not parameter.comment] == []
+    (cell,) = [cell for cell in script.cells if "parameters" in cell.metadata.get("tags", [])]
+    seen = [parameter.name for parameter in PythonTranslator.inspect(cell)]
+    assert seen == list(declared), "papermill overlooks a parameter whose comment has an equals sign"
+
+
+@each_source
+def test_script_has_no_cell_that_a_run_adds(source: Path) -> None:
+    tags = {tag for cell in notebooks.read_script(source).cells for tag in cell.metadata.get("tags", [])}
+    assert not tags & notebooks.ADDED_TAGS
+
+
+def test_every_script_has_its_pair_and_every_pair_its_script() -> None:
+    stems = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert stems == {source.stem for source in SOURCES}
+
+
+@each_committed
+def test_notebook_equals_its_script(source: Path) -> None:
+    assert notebooks.check_committed(source.stem, source.parent) == []
+
+
+@each_committed
+def test_committed_output_is_clean(source: Path) -> None:
+    notebook = json.loads(notebooks.committed_path(source).read_text(encoding="utf-8"))
+    assert set(notebook["metadata"]) == {"kernelspec", "language_info", "nbtools"}
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    assert [output["ename"] for output in outputs if output["output_type"] == "error"] == []
+    assert not any("widget" in kind for output in outputs for kind in output.get("data", {}))
+
+
+@each_committed
+def test_stamp_is_complete(source: Path) -> None:
+    stamp = json.loads(notebooks.committed_path(source).read_text(encoding="utf-8"))["metadata"]["nbtools"]
+    assert set(stamp) == {"profile", "parameters", "sha256", "seconds", "hardware", "versions", "date"}
+    assert set(stamp["parameters"]) == set(notebooks.parameters_of(notebooks.read_script(source), source.stem))
