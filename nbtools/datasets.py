@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import torch
@@ -60,7 +61,13 @@ def split_off(labels: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Ten
 def load_shapes(
     data: Path | None = None, *, train: int, reserved: int, test: int, seed: int = 0, download: bool = False
 ) -> Splits:
-    """The data set that code makes: no download, any size (`data` and `download` change nothing)."""
+    """The data set that code makes: no download, any size (`data` and `download` change nothing).
+
+    Raises:
+        ValueError: where a part would have no image.
+    """
+    if min(train, reserved, test) < 1:
+        raise ValueError(f"each part needs at least one image, got train={train}, reserved={reserved}, test={test}")
     images, labels = make_shapes(train + reserved + test, seed)
     everything = Images(images, labels, CLASSES)
     parts = torch.arange(len(everything)).split([train, reserved, test])
@@ -102,6 +109,7 @@ def load_cifar10(
 
     Raises:
         FileNotFoundError: where the files are not there; it names the three ways to get them.
+        ConnectionError: where the download fails.
         ValueError: where a file is damaged, or more images are asked for than there are.
     """
     from torchvision.datasets import CIFAR10
@@ -122,6 +130,12 @@ def load_cifar10(
     root = root or cifar10_places(data)[0]
     try:
         parts = [CIFAR10(str(root), train=which, download=download) for which in (True, False)]
+    except URLError as error:
+        raise ConnectionError(
+            f"CIFAR-10 could not be downloaded into {root} ({error.reason}). Without a connection: get "
+            "cifar-10-batches-py elsewhere, and set NBTOOLS_DATA to the folder that holds it, or give that folder "
+            "with --data."
+        ) from error
     except RuntimeError as error:
         raise ValueError(
             f"CIFAR-10 in {root} is not complete: a file is missing, truncated or changed (its checksum differs). "

@@ -63,9 +63,17 @@ class Evaluator:
         test: all test images.
         trigger: the attack's trigger.
         target: its target class.
+
+    Raises:
+        ValueError: for a target that is no class, or a test set with no image of another class.
     """
 
     def __init__(self, test: Images, trigger: Trigger, target: int = 0) -> None:
+        if not 0 <= target < test.num_classes or bool((test.labels == target).all()):
+            raise ValueError(
+                f"target must be one of the classes 0 to {test.num_classes - 1}, and some of the {len(test)} test "
+                f"images must be of another class, got target {target}"
+            )
         self.test, self.trigger, self.target = test, trigger, target
         self.clean_others = test.subset(test.labels != target)
         self.triggered = stamp(trigger, self.clean_others)
@@ -103,8 +111,14 @@ def tac(model: nn.Module, images: Images, trigger: Trigger, batch_size: int = 25
 
     Returns:
         Convolution name to float64 `[filters]`, on the images' device.
+
+    Raises:
+        ValueError: where there is no image.
     """
+    if not len(images):
+        raise ValueError("TAC is a mean over clean images; give at least one")
     units = prunable_units(model)
+    was_training = model.training
     model.eval()
     total = {u.conv: torch.zeros(u.filters, dtype=torch.float64, device=images.images.device) for u in units}
     triggered = stamp(trigger, images)
@@ -120,6 +134,7 @@ def tac(model: nn.Module, images: Images, trigger: Trigger, batch_size: int = 25
             model(to_floats(torch.cat([clean, changed])))
         for name, value in seen.items():
             total[name] += value
+    model.train(was_training)
     return {name: value / len(images) for name, value in total.items()}
 
 

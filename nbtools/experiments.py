@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 import nbtools
 from nbtools import datasets
 from nbtools.cache import cached
-from nbtools.evaluation import Evaluation, Evaluator, accuracy
+from nbtools.defences import Defence
+from nbtools.evaluation import Evaluation, Evaluator, accuracy, der
 from nbtools.images import Images, draw_clean
 from nbtools.models import make_model
 from nbtools.poisoning import Poisoned, poison
+from nbtools.pruning import pruned_copy
 from nbtools.settings import (
+    STRIDES,
     Profile,
     default_device,
     default_profile,
@@ -45,7 +49,7 @@ class Trained:
         trigger: what the attacker used; for a clean model the trigger that the evaluator tries on it.
         target: the target class.
         poison_rate: 0 for a clean model.
-        card: what the cache wrote beside the weights: recipe, history, seconds, hardware.
+        card: what the cache wrote beside the weights: configuration, history, seconds, hardware.
         evaluate: the evaluator, holding test set and trigger.
     """
 
@@ -98,6 +102,48 @@ class Run:
         """A model trained the same way on clean images; `attack` is only what the evaluator tries on it."""
         return self._trained("none", 0.0, target, attack, options)
 
+    def defend(
+        self, trained: Trained, defence: Defence, samples_per_class: int = 10, n_total: int = 0, draw: int = 0
+    ) -> dict[str, Any]:
+        """One tidy row: this defence on this model with this draw of clean images; found in the cache once measured.
+
+        The row is found again by the model, the defence's `repr`, the draw, the number of test images, and the source
+        code that a defence runs; its `seconds` are those of the first run.
+
+        Returns:
+            What was asked; `pruned` filters; ACC, ASR and RA before, after pruning alone (`_pruned`) and after the
+            whole defence (`_after`), in percent; `der`; the fine-tuning's `tuned_epochs`; `seconds`.
+        """
+        asked = {
+            "model": trained.name,
+            "attack": trained.attack,
+            "poison_rate": trained.poison_rate,
+            "target": trained.target,
+            "defence": type(defence).__name__,
+            "settings": repr(defence),
+            "samples_per_class": 0 if n_total else samples_per_class,
+            "n_total": n_total,
+            "draw": draw,
+        }
+        shaped = {
+            "weights": trained.card["key"],
+            "trigger": repr(trained.trigger),
+            "test_images": len(trained.evaluate.test),
+            "reserved": len(self.splits.reserved),
+            "code": _defence_code(),
+        }
+
+        def build(_work: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            repair = defence(trained.model, self.draw(samples_per_class, n_total, draw))
+            tuned = next((int(row["epoch"]) for row in repair.history if row.get("chosen")), 0)
+            before, after = trained.before, trained.evaluate(repair.model)
+            alone = trained.evaluate(pruned_copy(trained.model, repair.mask)) if tuned else after
+            row = {"pruned": repair.mask.count, "filters": repair.mask.filters, "tuned_epochs": tuned}
+            row |= before.row("_before") | alone.row("_pruned") | after.row("_after")
+            return {}, {"row": {**row, "der": der(before, after), "seconds": repair.seconds}}
+
+        return {**asked, **cached("rows", {**asked, **shaped}, build).card["row"]}
+
     def draw(self, samples_per_class: int = 10, n_total: int = 0, draw: int = 0) -> Images:
         """The defender's clean images; see `nbtools.images.draw_clean`."""
         return draw_clean(self.splits.reserved, samples_per_class, n_total, seed=draw)
@@ -135,11 +181,12 @@ class Run:
         self, attack: str, poison_rate: float, target: int, shown: str, options: dict[str, float | int | str]
     ) -> Trained:
         trigger = make_trigger(shown, **options)
-        recipe = Recipe(self.profile.epochs, self.profile.batch_size)
+        profile = self.profile
+        recipe = Recipe(profile.epochs, profile.batch_size, weight_decay=profile.weight_decay, padding=profile.padding)
         classes = self.splits.train.num_classes
         if not 0 <= target < classes:
             raise ValueError(f"target must be one of the classes 0 to {classes - 1}, got {target}")
-        config = {
+        config: dict[str, Any] = {
             "dataset": self.splits.name,
             "train_images": len(self.splits.train),
             "attack": attack,
@@ -151,10 +198,12 @@ class Run:
             "recipe": asdict(recipe),
             "seed": self.seed,
         }
+        if profile.strides != STRIDES:
+            config["strides"] = profile.strides
 
         def fresh() -> nn.Module:
             seed_everything(self.seed)
-            return make_model(self.architecture, classes, width=self.profile.width).to(self.device)
+            return make_model(self.architecture, classes, width=profile.width, strides=profile.strides).to(self.device)
 
         def build(work: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             print(f"training {self.architecture} of width {self.profile.width} ({attack}, {self.splits.name})")
@@ -181,6 +230,15 @@ class Run:
         return Trained(
             model, attack, trigger, target, poison_rate, entry.card, Evaluator(self.splits.test, trigger, target)
         )
+
+
+@functools.cache
+def _defence_code() -> str:
+    """A hash of the source that decides a defence's result: a row measured by other code is not found again."""
+    here = Path(__file__).parent
+    files = [here / f"{name}.py" for name in ("activations", "scores", "pruning", "models", "evaluation", "training")]
+    text = b"".join(path.read_bytes() for path in files + sorted((here / "defences").glob("*.py")))
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def start(

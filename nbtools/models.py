@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Node
 from torchvision.models.resnet import BasicBlock
+
+from nbtools.settings import STRIDES
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 """Channel means and standard deviations of CIFAR-10's training images, in [0, 1]."""
@@ -46,16 +48,17 @@ class ResNet18(nn.Module):
     Args:
         num_classes: outputs.
         width: channels of the first stage; 64 is the standard network, 32 a quarter of its cost.
+        strides: of the stem and the four stages. (1, 2, 2, 2, 1) keeps the last map's size at half the cost.
     """
 
-    def __init__(self, num_classes: int = 10, width: int = 64) -> None:
+    def __init__(self, num_classes: int = 10, width: int = 64, strides: Sequence[int] = STRIDES) -> None:
         super().__init__()
         self.normalise = Normalise()
-        self.conv1, self.bn1, self.relu = _conv3(3, width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
-        self.layer1 = self._stage(width, width, 1)
-        self.layer2 = self._stage(width, 2 * width, 2)
-        self.layer3 = self._stage(2 * width, 4 * width, 2)
-        self.layer4 = self._stage(4 * width, 8 * width, 2)
+        self.conv1, self.bn1, self.relu = _conv3(3, width, strides[0]), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        self.layer1 = self._stage(width, width, strides[1])
+        self.layer2 = self._stage(width, 2 * width, strides[2])
+        self.layer3 = self._stage(2 * width, 4 * width, strides[3])
+        self.layer4 = self._stage(4 * width, 8 * width, strides[4])
         self.fc = nn.Linear(8 * width, num_classes)
         _initialise(self)
 
@@ -91,12 +94,12 @@ class PreActBlock(nn.Module):
 class PreActResNet18(nn.Module):
     """Pre-activation ResNet-18 with the CIFAR stem; arguments as in `ResNet18`."""
 
-    def __init__(self, num_classes: int = 10, width: int = 64) -> None:
+    def __init__(self, num_classes: int = 10, width: int = 64, strides: Sequence[int] = STRIDES) -> None:
         super().__init__()
         self.normalise = Normalise()
-        self.conv1 = _conv3(3, width)
-        sizes = [(width, width, 1), (width, 2 * width, 2), (2 * width, 4 * width, 2), (4 * width, 8 * width, 2)]
-        for number, (inputs, outputs, stride) in enumerate(sizes, 1):
+        self.conv1 = _conv3(3, width, strides[0])
+        sizes = [(width, width), (width, 2 * width), (2 * width, 4 * width), (4 * width, 8 * width)]
+        for number, ((inputs, outputs), stride) in enumerate(zip(sizes, strides[1:], strict=True), 1):
             stage = nn.Sequential(PreActBlock(inputs, outputs, stride), PreActBlock(outputs, outputs, 1))
             setattr(self, f"layer{number}", stage)
         self.bn = nn.BatchNorm2d(8 * width)

@@ -28,7 +28,8 @@ def style() -> None:
     sns.set_theme(context="notebook", style="ticks", palette="colorblind", font_scale=0.9)
     plt.rcParams.update(
         {"figure.dpi": 110, "axes.spines.top": False, "axes.spines.right": False, "axes.titlelocation": "left",
-         "axes.titleweight": "bold", "figure.constrained_layout.use": True, "svg.hashsalt": "nbtools"}
+         "axes.titleweight": "bold", "figure.titleweight": "bold", "figure.titlesize": "medium",
+         "figure.constrained_layout.use": True, "svg.hashsalt": "nbtools"}
     )  # fmt: skip
 
 
@@ -46,6 +47,12 @@ def show(figure: Figure, alt: str) -> None:
 def pixels(image: Tensor) -> np.ndarray:
     """uint8 or [0, 1] float `[3, h, w]` to what `imshow` takes."""
     return image.detach().cpu().permute(1, 2, 0).numpy()
+
+
+def _frame(axis: Axes, color: str = GREY, width: float = 0.5) -> None:
+    """Frame a picture: a white patch at its edge must not melt into the page."""
+    for spine in axis.spines.values():
+        spine.set(visible=True, color=color, linewidth=width)
 
 
 def image_grid(
@@ -77,9 +84,7 @@ def image_grid(
         axis.imshow(pixels(images[number]), interpolation="nearest")
         if titles:
             axis.set_title(titles[number], fontsize=8, fontweight="normal", loc="center", pad=2)
-        if edges:
-            for spine in axis.spines.values():
-                spine.set(visible=True, color=edges[number], linewidth=2.5)
+        _frame(axis, edges[number] if edges else GREY, 2.5 if edges else 0.5)
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
@@ -107,7 +112,8 @@ def trigger_magnified(clean: Tensor, triggered: Tensor, title: str, gain: float 
     for axis, (picture, name) in zip(axes, panels, strict=True):
         axis.imshow(pixels(picture), interpolation="nearest")
         axis.set_title(name, fontweight="normal", fontsize=9, loc="center")
-        axis.axis("off")
+        axis.set_xticks([]), axis.set_yticks([])
+        _frame(axis)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 
@@ -202,6 +208,26 @@ def score_distribution(
     axis.set_ylabel("score, standard deviations\nabove the layer's mean")
     axis.set_xlabel("layer" + ("  (ringed: the three filters that the trigger moves most)" if truth else ""))
     axis.set_title(title)
+    return figure
+
+
+def pruning_sweep(rows: pd.DataFrame, before: Mapping[str, Mapping[str, float]], title: str) -> Figure:
+    """ACC and ASR (columns `model`, `mu`, `acc`, `asr`, in percent) against mu, one panel a model.
+
+    Args:
+        rows: what pruning at each mu left.
+        before: the model's name to its ACC and ASR before pruning, drawn as dotted lines.
+        title: the finding.
+    """
+    figure, axes = plt.subplots(1, len(before), figsize=(5 * len(before), 3.4), sharey=True, squeeze=False)
+    for axis, (name, start) in zip(axes[0], before.items(), strict=True):
+        part = rows[rows["model"] == name]
+        for column, mark, color in (("acc", "o-", CLEAN), ("asr", "s-", POISONED)):
+            axis.plot(part["mu"], part[column], mark, color=color, label=f"{column.upper()} after pruning")
+            axis.axhline(start[column], color=color, ls=":", lw=1.2, label=f"{column.upper()} before")
+        axis.set(title=name, xlabel="mu", ylabel="percent" if axis is axes[0, 0] else "", ylim=(-3, 103))
+    axes[0, -1].legend(frameon=False, fontsize=8, loc="center right")
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 
 

@@ -58,7 +58,7 @@ def poison(train: Images, trigger: Trigger, poison_rate: float, target: int = 0,
     if not 0 < count <= len(candidates) or count + cross_count > len(train):
         raise ValueError(
             f"poison_rate {poison_rate} asks for {count} poisoned and {cross_count} cross images; "
-            f"{len(candidates)} of {len(train)} images can be poisoned"
+            f"{len(candidates)} of {len(train)} images can be poisoned; choose another rate, or bring more images"
         )
     chosen = candidates[torch.randperm(len(candidates), generator=generator)[:count]].sort().values
     rest = torch.ones(len(train), dtype=torch.bool)

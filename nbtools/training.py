@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -115,6 +116,7 @@ def train(
         recipe: epochs, learning rate and the like.
         seed: order and augmentation.
         checkpoint: a safetensors file, written anew after each epoch; where it is there, training goes on from it.
+            One that can't be read is renamed to `.damaged`, with a warning, and training starts anew.
         accuracy: measured after each epoch (a share in [0, 1]), for the row.
         log: takes one aligned line an epoch; None is silent.
 
@@ -183,9 +185,14 @@ def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rows: 
 def _resume(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Row]:
     if path is None or not path.exists():
         return []
-    with safe_open(path, "pt") as file:
-        rows: list[Row] = json.loads(file.metadata()["rows"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, "pt") as file:
+            rows: list[Row] = json.loads(file.metadata()["rows"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        aside = path.replace(path.with_suffix(".damaged"))
+        warnings.warn(f"{path} can't be read ({error}); it is now {aside.name}, training starts anew", stacklevel=3)
+        return []
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
     for name, parameter in model.named_parameters():
         if f"momentum.{name}" in tensors:

@@ -23,6 +23,10 @@ def _door(images: Tensor, smallest: int) -> None:
         )
     if min(images.shape[2:]) < smallest:
         raise ValueError(f"this trigger needs images of at least {smallest} x {smallest}, got {list(images.shape[2:])}")
+    if images.numel():
+        low, high = (float(value) for value in images.aminmax())
+        if not (low >= 0 and high <= 1):  # so that NaN is refused too
+            raise ValueError(f"a trigger takes images in [0, 1], got {low:g} to {high:g}; divide bytes by 255")
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class WaNet:
 
     Args:
         k: points of the control grid a side.
-        s: strength; the mean shift along each axis is about s / 2 pixels.
+        s: strength; the mean shift along each axis is s / 2 pixels at the control points, about s / 3 over the image.
         cross_ratio: so many times the poisoned images get warp *and* noise while keeping their label,
             which teaches the model to react to the exact warp only.
         seed: which field.

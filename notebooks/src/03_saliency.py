@@ -1,0 +1,519 @@
+# %% [markdown]
+# # 03 · Saliency
+#
+# At the end of this notebook you can say, after one backward pass, how much the clean images care about each filter of
+# a network, and why the filters that they do not care about are the suspects.
+#
+# Paper: *suspiciousness score* ([arXiv 2311.07417](https://arxiv.org/abs/2311.07417)), whose second term this is.
+# **The formula is reconstructed from the paper's summary**, which names the gradient's magnitude and no more. That it
+# is the norm over a filter's weights, that *low* is suspicious, and the three losses below are our choices; sections 4
+# and 5 test them.
+
+# %% [markdown]
+# > **You will learn**
+# > - what the gradient of the clean loss says about a filter, and how to get it for all filters at once
+# > - why most images have no voice in that gradient, and two losses that give it back to them
+# > - how well low saliency finds the filters that a trigger moves, and what pruning by it alone costs
+# >
+# > **Read before**: [02 · Spectral norm](02_spectral_norm.ipynb) ·
+# > **minutes to read**: 15 · **to run**: printed at the very end
+#
+# | who | knows here | does |
+# |---|---|---|
+# | attacker | training set | put the trigger on a few training images |
+# | defender | the model and a few **clean images with their labels** | computes the gradients, prunes |
+# | evaluator | test set and trigger | reports ACC and ASR, and TAC, the ground truth |
+
+# %% tags=["parameters"]
+profile = ""  # quick, laptop or paper; "" is paper with a GPU, quick without
+attack = "badnets"  # badnets, blended, sig or wanet
+poison_rate = 0.05  # share of the training set that carries the trigger
+target = 0  # the class that the trigger leads to
+seed = 0  # of data, initial weights and training
+width = 0  # channels of the first stage; 0 is what the profile says
+epochs = 0  # 0 is what the profile says
+samples_per_class = 10  # the defender's clean images of each class
+draw = 0  # which draw of the clean images
+draws = 0  # draws to compare in section 7; 0 is what the profile says
+mus = [1.0, 2.0, 3.0]  # thresholds to try, standard deviations above the layer's mean
+
+# %%
+import copy
+import itertools
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
+
+import nbtools
+from nbtools import checks, plots
+from nbtools.evaluation import agreement, tac
+from nbtools.images import draw_clean
+from nbtools.models import layers_of, prunable_units
+
+plots.style()
+run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
+poisoned = run.model(attack, poison_rate, target)
+clean_twin = run.clean_model(attack, target)
+both = (poisoned, clean_twin)
+clean = run.draw(samples_per_class, draw=draw)
+print(f"the defender holds {len(clean)} clean images")
+before = {model.name: model.before.row() for model in both}
+pd.DataFrame(before).T.round(1)
+
+# %% [markdown]
+# | in the paper, and on this page | here |
+# |---|---|
+# | $L$, the mean loss over the clean images | `nbtools.scores.saliency_loss`, in three forms |
+# | $s_i = \lVert \partial L / \partial W_i \rVert_F$, the saliency | `nbtools.scores.components(...).saliency` |
+# | $1 / (\tilde s_i + e)$, with $\tilde s$ the saliency over its layer's mean | `suspiciousness` with one sign only |
+# | $\mathrm{mean}_l + \mu \cdot \mathrm{std}_l$ | `nbtools.pruning.threshold` |
+# | TAC, trigger-activated change | `nbtools.evaluation.tac`, the evaluator's |
+
+# %% [markdown]
+# ## 1. The steepest way up
+#
+# The spectral norm looked at the weights alone. Now we have a few clean images, and can ask what they think of a
+# filter: how fast does the loss on them change when its weights move? The gradient $\partial L / \partial W_i$ points
+# into the direction in which the loss climbs fastest, and its length is the slope in that direction:
+#
+# $$s_i = \Big\lVert \frac{\partial L}{\partial W_i} \Big\rVert_F , \qquad
+# L = \frac{1}{n} \sum_{(x, y) \in D} \ell\big(F(x), y\big)$$
+#
+# One layer, by plain autograd:
+
+# %%
+layer = "layer3.1.conv1"  # the layer that we look at closely
+model = copy.deepcopy(poisoned.model)  # a copy, so that gradients may be asked for
+conv = model.get_submodule(layer)
+conv.weight.requires_grad_(True)
+x, y = clean.floats(), clean.labels
+
+loss = F.cross_entropy(model(x), y)
+(gradient,) = torch.autograd.grad(loss, conv.weight)  # [filters, c_in, k, k], like the weights
+saliency_of_layer = gradient.flatten(1).norm(dim=1)  # [filters]
+print(f"clean loss {loss:.3f}; {layer}: saliency from {saliency_of_layer.min():.1e} to {saliency_of_layer.max():.1e}")
+
+# %% [markdown]
+# To see what the number means, take three filters of this layer, move each one's weights along its own gradient, and
+# watch the loss. The slope at step 0, the dashed line, must be the saliency.
+
+
+# %%
+@torch.no_grad()
+def loss_along(number: int, steps: torch.Tensor) -> list[float]:
+    """The clean loss when one filter's weights take a step of the given length along its gradient."""
+    start, losses = conv.weight[number].clone(), []
+    for step in steps:
+        conv.weight[number] = start + step * gradient[number] / gradient[number].norm().clamp_min(1e-30)
+        losses.append(float(F.cross_entropy(model(x), y)))
+    conv.weight[number] = start
+    return losses
+
+
+order = saliency_of_layer.argsort(descending=True)
+chosen = {"highest saliency": order[0], "median": order[len(order) // 2], "lowest": order[-1]}
+steps = torch.linspace(-1, 1, 9, device=x.device) * float(conv.weight.detach().flatten(1).norm(dim=1).median())
+figure, axis = plt.subplots(figsize=(7, 3.6))
+for (name, number), color in zip(chosen.items(), (plots.RED, plots.PURPLE, plots.GREEN), strict=True):
+    slope = float(saliency_of_layer[number])
+    axis.plot(steps.cpu(), loss_along(int(number), steps), "o-", ms=4, color=color, label=f"{name}, {slope:.1e}")
+    axis.plot(steps.cpu(), float(loss) + slope * steps.cpu(), "--", lw=1, color=color)
+axis.set(xlabel="step along the filter's own gradient (length in weight space)", ylabel="clean loss")
+axis.legend(frameon=False, fontsize=9, title="filter, saliency")
+axis.set_title(f"Saliency is the slope of the clean loss ({layer})")
+plots.show(figure, "Clean loss against a step along the gradient for three filters, with the tangents at step zero.")
+
+# %% [markdown]
+# Near the middle each curve should lie on its dashed line. Away from it, it need not: the gradient is a *local*
+# statement, and a filter with a small slope may still matter when it is removed altogether.
+
+# %% [markdown]
+# ## 2. Which images speak?
+#
+# The gradient of the mean loss is the mean of the images' own gradients (with the batch norm in evaluation mode no
+# image knows of the others). So we can ask each image alone, and see how long its gradient is.
+#
+# > **Predict first.** Sort the images by the length of their gradient. How many of them does it take to hold half of
+# > the total?
+
+# %%
+# in float64: in float32 a unit that sits on a ReLU's kink may fall to either side, and its image's gradient with it
+exact = copy.deepcopy(poisoned.model).double()
+weight = exact.get_submodule(layer).weight.requires_grad_(True)
+total, lengths, losses = torch.zeros_like(weight), [], []
+for image, label in zip(x.double(), y, strict=True):
+    loss_of_one = F.cross_entropy(exact(image[None]), label[None])
+    (of_one,) = torch.autograd.grad(loss_of_one, weight)
+    total += of_one / len(x)
+    lengths.append(of_one.norm())
+    losses.append(loss_of_one.detach())
+lengths, losses = torch.stack(lengths).cpu(), torch.stack(losses).cpu()
+
+(at_once,) = torch.autograd.grad(F.cross_entropy(exact(x.double()), y), weight)
+torch.testing.assert_close(total, at_once, rtol=1e-6, atol=1e-9 * float(at_once.abs().max()))
+print("the images one by one, averaged, and all at once give the same gradient")
+share = lengths.sort(descending=True).values.cumsum(0) / lengths.sum()
+print(f"{int((share < 0.5).sum()) + 1} of {len(x)} images hold half of the total length")
+print(f"{100 * float((losses < 0.01).double().mean()):.0f} % of the images have a loss below 0.01")
+
+# %%
+by_length = lengths.argsort(descending=True)
+shown = torch.cat([by_length[:8], by_length[-8:]])
+plots.show(
+    plots.image_grid(
+        clean.images[shown.to(clean.images.device)],
+        [f"{clean.classes[int(clean.labels[i])]}\n{losses[i]:.2g} | {lengths[i]:.1e}" for i in shown],
+        title="The images that speak most (top) and least (bottom): loss | length of the gradient",
+    ),
+    "Sixteen clean images with class, loss and gradient length: the eight longest gradients, the eight shortest.",
+)
+
+# %% [markdown]
+# Compare the two rows: the gradient's length goes with the loss. An image that the network is sure of, and right
+# about, has next to no gradient, whichever filter it needs. Keep that in mind for section 4.
+
+# %% [markdown]
+# ## 3. All filters at once
+#
+# Backpropagation passes through every layer anyway, so one backward pass gives the gradient for all of them. Batches
+# only keep the memory small.
+
+
+# %%
+def saliency_of(model: torch.nn.Module, kind: str = "cross_entropy") -> dict[str, torch.Tensor]:
+    """Every filter's saliency on the clean images."""
+    model = copy.deepcopy(model).requires_grad_(True)
+    weights = {unit.conv: conv.weight for unit, conv, _ in layers_of(model, units)}
+    total = [torch.zeros_like(weight) for weight in weights.values()]
+    for images, labels in zip(clean.floats().split(100), clean.labels.split(100), strict=True):
+        loss = saliency_loss(model(images), labels, kind) / len(clean)
+        for summed, part in zip(total, torch.autograd.grad(loss, list(weights.values())), strict=True):
+            summed += part
+    return {name: part.flatten(1).norm(dim=1).double() for name, part in zip(weights, total, strict=True)}
+
+
+from nbtools.scores import SALIENCY_LOSSES, components, saliency_loss
+
+units = prunable_units(poisoned.model)
+mine = saliency_of(poisoned.model)
+parts = {model.name: components(model.model, clean) for model in both}
+saliency = {name: part.saliency for name, part in parts.items()}
+for name, value in saliency[poisoned.name].items():
+    torch.testing.assert_close(mine[name], value, rtol=1e-3, atol=1e-4 * float(value.mean()))
+off = float(
+    (at_once.flatten(1).norm(dim=1) - saliency[poisoned.name][layer]).norm() / saliency[poisoned.name][layer].norm()
+)
+print(f"nbtools.scores.components gives the same numbers on {len(units)} layers")
+print(f"{layer}: float32 in the package and float64 above differ by {off:.0e}")
+
+# %% [markdown]
+# Here is every filter's saliency, over its layer's mean. The evaluator marks the filters that the trigger really moves,
+# by *trigger-activated change* as in notebook 02: in each layer the three highest TACs are ringed. On the clean twin
+# the same trigger moves filters too, only less; it is our control.
+#
+# > **Predict first.** On the left, will the rings lie high, low, or anywhere?
+
+# %%
+others = draw_clean(run.splits.test, samples_per_class=20, seed=seed)
+others = others.subset(others.labels != target)
+truth = {model.name: tac(model.model, others, model.trigger) for model in both}
+
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 4), sharey=True)
+generator = torch.Generator().manual_seed(0)
+for axis, trained, color in zip(axes, both, (plots.POISONED, plots.CLEAN), strict=True):
+    for column, (name, value) in enumerate(saliency[trained.name].items()):
+        relative = (value / value.mean()).clamp_min(1e-3).cpu()
+        across = column + 0.5 * (torch.rand(len(value), generator=generator) - 0.5)
+        top = truth[trained.name][name].cpu().topk(3).indices
+        axis.scatter(across, relative, s=8, color=color, alpha=0.4, linewidth=0)
+        axis.scatter(across[top], relative[top], s=55, facecolor="none", edgecolor="black", linewidth=0.9)
+    axis.axhline(1, color=plots.GREY, lw=1)
+    axis.set(yscale="log", title=trained.name, xlabel="layer (ringed: the three highest TACs)")
+    axis.set_xticks(range(len(units)), [unit.conv for unit in units], rotation=90, fontsize=8)
+axes[0].set_ylabel("saliency / the layer's mean")
+figure.suptitle("Every filter's saliency, and where the trigger's filters lie", x=0.01, ha="left", fontweight="bold")
+plots.show(figure, "Saliency of every filter by layer on a log scale, poisoned model and clean twin, top TACs ringed.")
+
+# %% [markdown]
+# ## 4. When the loss is saturated
+#
+# The gradient of an image's loss reaches the filters through the logits $z$. For the cross-entropy it starts as
+#
+# $$\frac{\partial \ell}{\partial z} = p - \mathrm{onehot}(y), \qquad p = \mathrm{softmax}(z),$$
+#
+# and where the network is sure and right, $p$ *is* the one-hot vector: nothing is left to send back. The better the
+# model fits, the fewer images are left to speak, until the saliency is the opinion of the few that it gets wrong. On a
+# task that the network has solved, low saliency then marks *well fitted* filters, and no longer suspicious ones.
+# Two losses keep every image's voice [ours]:
+#
+# | form | $\ell$ | gradient at the logits |
+# |---|---|---|
+# | `cross_entropy` | $-\log p_y$ | vanishes where the model is sure and right |
+# | `softened` | cross-entropy of $z / T$, $T = 4$ | vanishes later: the softmax is flatter |
+# | `margin` | $z_y - \max_{j \neq y} z_j$ | $+1$ and $-1$, always |
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.6))
+colors = dict(zip(SALIENCY_LOSSES, (plots.BLUE, plots.GREEN, plots.PURPLE), strict=True))
+logits = {trained.name: trained.model(x) for trained in both}
+for trained, color in zip(both, (plots.POISONED, plots.CLEAN), strict=True):
+    of_each = F.cross_entropy(logits[trained.name], y, reduction="none").clamp_min(1e-6).sort().values.cpu()
+    axes[0].plot(of_each, torch.linspace(0, 100, len(of_each)), color=color, label=trained.name)
+    print(f"{trained.name}: {100 * float((of_each < 0.01).float().mean()):.0f} % of the images have a loss below 0.01")
+axes[0].axvline(0.01, color=plots.GREY, ls=":")
+axes[0].set(xscale="log", xlabel="cross-entropy of an image", ylabel="images with at most this loss (%)")
+axes[0].set_title("How much loss is left")
+
+spoken = {}
+for kind in SALIENCY_LOSSES:
+    z = logits[poisoned.name].clone().requires_grad_(True)
+    (at_logits,) = torch.autograd.grad(saliency_loss(z, y, kind), z)
+    length = at_logits.norm(dim=1).sort(descending=True).values
+    spoken[kind] = (100 * length.cumsum(0) / length.sum()).cpu()
+    axes[1].plot(torch.linspace(0, 100, len(y)), spoken[kind], color=colors[kind], label=kind)
+axes[1].set(xlabel="images, loudest first (%)", ylabel="share of all gradient (%)")
+axes[1].set_title(f"Who holds the gradient at the logits ({poisoned.name})")
+for axis in axes:
+    axis.legend(frameon=False, fontsize=9)
+plots.show(figure, "Left: cumulative distribution of the clean loss. Right: share of the gradient held by the loudest.")
+print("share of the gradient that the loudest tenth of the images holds, in percent:")
+tenth = max(len(y) // 10, 1)
+print("  ".join(f"{kind} {float(share[tenth - 1]):.0f}" for kind, share in spoken.items()))
+
+# %% [markdown]
+# A curve that shoots up at once means that few images decide; the diagonal means that all have the same say. Does that
+# change the *ranking* of the filters? Here is the rank correlation between the three forms, averaged over the layers.
+
+# %%
+forms = {
+    trained.name: {kind: components(trained.model, clean, kind).saliency for kind in SALIENCY_LOSSES}
+    for trained in both
+}
+
+
+def mean_rank_correlation(first: dict, second: dict) -> float:
+    """Spearman's rank correlation of two scores within a layer, averaged over the layers."""
+    return sum(spearmanr(first[n].cpu(), second[n].cpu()).statistic for n in first) / len(first)
+
+
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.1))
+for axis, trained in zip(axes, both, strict=True):
+    of_model = forms[trained.name]
+    table = pd.DataFrame({a: {b: mean_rank_correlation(of_model[a], of_model[b]) for b in of_model} for a in of_model})
+    plots.heat(axis, table, "rank correlation", form=".2f")
+    axis.set_title(trained.name)
+    axis.tick_params(axis="y", labelrotation=0)
+figure.suptitle("How alike the three forms rank the filters", x=0.01, ha="left", fontweight="bold")
+plots.show(figure, "Two 3 x 3 heat maps: rank correlation between the three forms of saliency.")
+
+# %% [markdown]
+# ## 5. Is low saliency suspicious?
+#
+# The argument: a filter that serves the backdoor has learned to answer to the trigger. Clean images do not carry it,
+# so the clean loss hardly depends on that filter: low saliency. A filter that clean images need has a slope. Hence the
+# sign of the term is *minus* [ours]:
+#
+# $$\frac{1}{\tilde s_i + e}, \qquad \tilde s_i = \frac{s_i}{\mathrm{mean}_l(s)}, \quad e = 0.01$$
+#
+# The argument may be wrong. Other gradient-based pruning calls high gradients the ones to *keep*, for the same reason,
+# but one could as well argue that a backdoor filter, being strong, has a strong gradient. So we let TAC decide.
+
+# %%
+from nbtools.scores import EPSILON, SIGNS, suspiciousness
+
+
+def low_is_suspicious(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """1 / (s over its layer's mean + e): high where the clean images do not care."""
+    return {name: 1 / (value / value.mean() + EPSILON) for name, value in values.items()}
+
+
+scores = {trained.name: low_is_suspicious(saliency[trained.name]) for trained in both}
+for name, value in suspiciousness(parts[poisoned.name], {"saliency": -1}, root=False).items():
+    torch.testing.assert_close(scores[poisoned.name][name], value)
+
+last = [unit.conv for unit in units if unit.conv.startswith(("layer3", "layer4")) and not unit.shortcut]
+plots.show(
+    plots.score_against_tac(
+        scores[poisoned.name],
+        truth[poisoned.name],
+        last,
+        "1 / (saliency / mean + 0.01)",
+        f"{poisoned.name}: the filters that the trigger moves, and how little the clean loss needs them",
+    ),
+    "Scatter plots, one a layer of stages three and four: TAC across, the inverse of the saliency upwards.",
+)
+
+# %%
+lines = {
+    f"low, {kind}": agreement(low_is_suspicious(forms[poisoned.name][kind]), truth[poisoned.name])
+    for kind in forms[poisoned.name]
+}
+lines["the clean twin: low, cross_entropy"] = agreement(scores[clean_twin.name], truth[clean_twin.name])
+plots.show(
+    plots.agreement_by_layer(lines, "Agreement of low saliency with TAC, layer by layer"),
+    "Two line charts over the layers: rank correlation with TAC, and precision among the top ten.",
+)
+
+# %% [markdown]
+# Above zero, low saliency goes with what the trigger moves; below zero, the other sign would have done better in that
+# layer. A difference between the poisoned model's lines and the twin's is what a defender could use.
+#
+# The term does not work alone: in the score it multiplies the spectral norm, and most of the layer's quiet filters are
+# then out of the race. So here is the sign once more, alone and behind the norm, in stages 3 and 4.
+
+# %%
+named = {
+    "saliency alone": {"saliency": 1},
+    "norm and saliency": {"sigma": 1, "saliency": 1},
+    "all four terms": dict(SIGNS),
+}
+rows = []
+for what, signs in named.items():
+    for sign, word in ((-1, "low is suspicious (ours)"), (0, "left out"), (1, "high is suspicious")):
+        tried = {**signs, "saliency": sign}
+        if any(tried.values()):
+            deep = pd.DataFrame(agreement(suspiciousness(parts[poisoned.name], tried), truth[poisoned.name])).T.loc[
+                last
+            ]
+            rows.append({"score": what, "saliency": word, **deep.mean()})
+signs_table = pd.DataFrame(rows)
+signs_table.pivot(index="score", columns="saliency", values=["spearman", "precision"]).loc[list(named)].round(2)
+
+# %% [markdown]
+# ## 6. Pruning by saliency alone
+#
+# We prune where $1 / (\tilde s_i + e)$ exceeds its layer's $\mathrm{mean} + \mu \cdot \mathrm{std}$.
+#
+# > **Predict first.** By its making, this prunes what the clean loss hardly depends on. Will the clean accuracy stay?
+
+# %%
+from nbtools.pruning import pruned_copy, threshold
+
+rows = []
+for trained in both:
+    for mu in mus:
+        mask = threshold(scores[trained.name], mu)
+        after = trained.evaluate(pruned_copy(trained.model, mask))
+        rows.append({"model": trained.name, "mu": mu, "pruned": mask.count, **after.row()})
+sweep = pd.DataFrame(rows)
+run.save_rows(sweep, "03_saliency")
+sweep.pivot(index="mu", columns="model", values=["acc", "asr", "pruned"]).round(1)
+
+# %%
+plots.show(
+    plots.pruning_sweep(sweep, before, "Pruning by low saliency alone: what it breaks, and what it costs"),
+    "ACC and ASR against mu for the poisoned model and the clean twin.",
+)
+
+# %% [markdown]
+# Read the two panels together, as in notebook 02: the left for a threshold at which orange is down and blue still up,
+# the right for what is paid where nothing needs repair. If the left shows no such threshold, saliency alone is no
+# defence; its use, if any, is as a factor beside the others.
+
+# %% [markdown]
+# ## 7. Another draw of clean images
+#
+# The defender's images are few, and the gradient is the word of a part of them. How much of the ranking survives when
+# other images are drawn?
+
+# %%
+count = draws or run.profile.draws
+figure, axis = plt.subplots(figsize=(8.5, 3.8))
+stability = {}
+for kind in SALIENCY_LOSSES:
+    of_draws = [components(poisoned.model, run.draw(samples_per_class, draw=d), kind).saliency for d in range(count)]
+    pairs = list(itertools.combinations(of_draws, 2))
+    by_layer = {n: sum(spearmanr(a[n].cpu(), b[n].cpu()).statistic for a, b in pairs) / len(pairs) for n in of_draws[0]}
+    stability[kind] = sum(by_layer.values()) / len(by_layer)
+    axis.plot(list(by_layer), list(by_layer.values()), "o-", ms=4, color=colors[kind], label=kind)
+axis.set(ylabel="rank correlation between draws", ylim=(min(0, axis.get_ylim()[0]), 1.02))
+axis.tick_params(axis="x", labelrotation=90, labelsize=8)
+axis.legend(frameon=False, fontsize=9)
+axis.set_title(f"The ranking from {count} draws of {samples_per_class} images a class ({poisoned.name})")
+plots.show(figure, "Line chart over the layers: rank correlation of saliency between draws, one line a form.")
+print("mean over the layers:  " + "  ".join(f"{kind} {value:.2f}" for kind, value in stability.items()))
+
+# %% [markdown]
+# One means that the draw does not matter; what is missing to one is noise that goes straight into the score.
+
+# %% [markdown]
+# ## 8. Exercises
+#
+# **Exercise 1** (easy, 5 minutes). Section 4 says that the cross-entropy's gradient at the logits is
+# $p - \mathrm{onehot}(y)$. Compute its length for each clean image from `z` and `y`, without autograd.
+
+# %%
+z = logits[poisoned.name]  # [images, classes]
+length_at_logits = ...  # your answer, [images]
+
+z_again = z.clone().requires_grad_(True)
+(by_autograd,) = torch.autograd.grad(F.cross_entropy(z_again, y, reduction="sum"), z_again)
+checks.same(
+    length_at_logits,
+    by_autograd.norm(dim=1),
+    "softmax over the classes, minus F.one_hot(y, classes), then the norm of each row",
+)
+
+# %% [markdown]
+# **Exercise 2** (medium, 15 minutes). Molchanov et al. rank a filter by
+# $|\langle W_i, \partial L / \partial W_i \rangle|$, the change of the loss, to first order, if the filter were *removed*
+# instead of moved the steepest way. Compute it for `layer` from `conv.weight` and `gradient`.
+
+# %%
+removal = ...  # your answer, [filters]
+
+checks.same(
+    removal,
+    (conv.weight.detach() * gradient).flatten(1).sum(1).abs(),
+    "multiply weight and gradient element by element, sum over each filter, and take the absolute value last",
+)
+
+# %% [markdown]
+# ## 9. What we saw, and what this does not show
+#
+# - One backward pass over a few clean images gives every filter a number: the slope of the clean loss. The figures
+#   above say how well a low slope goes with what the trigger moves, and the sweep what pruning by it costs.
+# - The cross-entropy lets few images speak, the fewer the better the model is. The margin and the softened loss let all
+#   of them speak; whether that ranks the filters better is an empirical question, and the answer may differ from one
+#   model and attack to the next.
+# - It does **not** show that a filter with a small gradient can be removed for free: the slope is local. And it does
+#   **not** show that a suspicious filter is guilty: filters that never learned anything have no slope either.
+#
+# **For the reading group**
+# 1. A filter serves the backdoor *and* the clean task. What is its saliency, and what should a defender do with it?
+# 2. The defender's labels are wrong for one image in ten. Which of the three forms suffers most?
+# 3. How could an attacker raise the clean saliency of the filters that he uses?
+#
+# **Further reading**: Simonyan et al., *Deep inside convolutional networks* (1312.6034): the gradient as saliency, for
+# pixels. Molchanov et al., *Pruning convolutional neural networks for resource efficient inference* (1611.06440): the
+# gradient times the value, to make networks small. Lee et al., *SNIP* (1810.02340): the same for single weights, before
+# any training. [04 · Activation norm](04_activation_norm.ipynb) asks the clean images another question.
+
+# %% [markdown]
+# ## Solutions
+
+# %% tags=["solution", "hide-input"]
+length_at_logits = (z.softmax(1) - F.one_hot(y, z.shape[1])).norm(dim=1)
+checks.same(length_at_logits, by_autograd.norm(dim=1), "see section 4")
+
+removal = (conv.weight.detach() * gradient).flatten(1).sum(1).abs()
+checks.true(
+    (removal <= saliency_of_layer * conv.weight.detach().flatten(1).norm(dim=1) * 1.0001).all(), "Cauchy-Schwarz"
+)
+alike = spearmanr(removal.cpu(), saliency_of_layer.cpu()).statistic
+print(f"{layer}: rank correlation {alike:+.2f} between saliency and the first-order cost of removal")
+
+# %% [markdown]
+# Previous: [02 · Spectral norm](02_spectral_norm.ipynb) · Next: [04 · Activation norm](04_activation_norm.ipynb)
+
+# %% tags=["check", "remove-cell"]
+limits = {
+    "quick": {"asr": 90, "twin_asr": 15},
+    "laptop": {"asr": 90, "twin_asr": 15},
+    "paper": {"asr": 90, "twin_asr": 15},
+}[run.profile.name]
+assert poisoned.before.asr >= limits["asr"], f"the backdoor did not take: ASR {poisoned.before.asr:.1f}"
+assert clean_twin.before.asr <= limits["twin_asr"], f"the twin reacts to the trigger: ASR {clean_twin.before.asr:.1f}"

@@ -1,0 +1,476 @@
+# %% [markdown]
+# # 06 · Suspiciousness
+#
+# At the end of this notebook a poisoned network has been cleaned with ten images a class, and with ten images in all:
+# four measurements become one score, the score becomes a mask, and a fine-tuning that stops by itself does the rest.
+#
+# Paper: [arXiv 2311.07417](https://arxiv.org/abs/2311.07417). **The formula is reconstructed from the paper's
+# summary**: the four terms, the square root and the threshold are the paper's; how they are joined is ours, and
+# section 6 takes it apart.
+
+# %% [markdown]
+# > **You will learn**
+# > - how four weak witnesses make one good one
+# > - what the threshold `mu` trades, over several draws of the clean images, and what pruning costs a clean model
+# > - why fine-tuning can bring a pruned backdoor back, and how to keep it from doing so
+# >
+# > **Read before**: [02](02_spectral_norm.ipynb) to [05](05_correlation.ipynb), one for each term ·
+# > **minutes to read**: 25 · **to run**: printed at the very end
+#
+# | who | knows here | does |
+# |---|---|---|
+# | attacker | training set | poisons a few images |
+# | defender | the model, ten clean images a class (or ten in all) | scores, prunes, fine-tunes |
+# | evaluator | test set and trigger | reports ACC, ASR and RA; chooses nothing |
+
+# %% tags=["parameters"]
+profile = ""  # quick, laptop or paper; "" is paper with a GPU, quick without
+attack = "badnets"  # badnets, blended, sig or wanet
+poison_rate = 0.05  # share of the training set that carries the trigger
+target = 0  # the class that the trigger leads to
+hard_attack = "blended"  # the attack of section 5, whose backdoor comes back
+seed = 0  # of data, initial weights and training
+width = 0  # channels of the first stage; 0 is what the profile says
+epochs = 0  # 0 is what the profile says
+samples_per_class = 10  # the defender's clean images of each class
+n_total = 10  # the other setting: so many clean images in all
+draws = 0  # draws of the clean images; 0 is what the profile says
+mus = [1.5, 2.0, 2.5, 3.0, 4.0]  # thresholds to try, standard deviations above the layer's mean
+
+# %%
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+import torch
+
+import nbtools
+from nbtools import checks, plots
+from nbtools.defences import FineTune, RandomPruning, SpectralNorm, Suspiciousness
+from nbtools.evaluation import agreement, predict, tac
+from nbtools.images import draw_clean
+
+plots.style()
+run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
+draws = draws or run.profile.draws
+poisoned = run.model(attack, poison_rate, target)
+clean_twin = run.clean_model(attack, target)
+defence = Suspiciousness()
+prune_only = replace(defence, fine_tune=None)
+print(defence)
+
+# %% [markdown]
+# | in the paper | here |
+# |---|---|
+# | spectral norm $\sigma_i$, saliency $s_i$, activation norm $a_i$, correlation $r_i$ | `nbtools.scores.components` |
+# | the score $S_i$ (reconstructed) | `nbtools.scores.suspiciousness` |
+# | prune where $S_i > \mathrm{mean}_l + \mu\,\mathrm{std}_l$ | `nbtools.pruning.threshold` |
+# | set $\gamma_i = \beta_i = 0$ | `nbtools.pruning.apply`, `hold` |
+# | the whole defence | `nbtools.defences.Suspiciousness` |
+
+# %% [markdown]
+# ## 1. Four witnesses, one number
+#
+# A filter is suspicious when it *could* answer loudly (high $\sigma$) although the clean images hardly need it (low
+# saliency), hardly excite it (low activation norm), and it goes its own way (low correlation with its neighbours):
+#
+# $$S_i = \tilde\sigma_i \sqrt{\frac{1}{(\tilde s_i + e)(\tilde a_i + e)(\tilde r_i + e)}}, \qquad
+# \tilde z_i = \frac{z_i}{\mathrm{mean}_l(z)}, \quad e = 0.01$$
+
+
+# %%
+def score_of_layer(sigma, saliency, activation, correlation, e=0.01):
+    """The formula, for the filters of one layer."""
+    sigma, s, a, r = (z / z.mean() for z in (sigma, saliency, activation, correlation))
+    return sigma * torch.sqrt(1 / ((s + e) * (a + e) * (r + e)))
+
+
+clean = run.draw(samples_per_class)
+parts = defence.components(poisoned.model, clean)  # one forward and one backward pass over 100 images
+scores = defence.scores(parts)
+for name in scores:
+    mine = score_of_layer(*(parts.of(term)[name] for term in ("sigma", "saliency", "activation", "correlation")))
+    torch.testing.assert_close(mine, scores[name], rtol=1e-6, atol=1e-9)
+print(f"the formula above and nbtools agree on {len(scores)} layers")
+
+# %% [markdown]
+# One layer, its most suspicious filters, and what each witness says (1 is the layer's mean):
+
+# %%
+others = draw_clean(run.splits.test, samples_per_class=20, seed=seed)
+others = others.subset(others.labels != target)
+truth = tac(poisoned.model, others, poisoned.trigger)
+layer = max(scores, key=lambda n: float(((scores[n] - scores[n].mean()) / scores[n].std()).max()))
+top = scores[layer].topk(6).indices.cpu()
+table = pd.DataFrame({term: parts.of(term)[layer].cpu() / parts.of(term)[layer].mean().cpu() for term in
+                      ("sigma", "saliency", "activation", "correlation")}).iloc[top.numpy()]  # fmt: skip
+table["score"] = scores[layer].cpu()[top].numpy()
+table["rank by TAC"] = truth[layer].cpu().argsort(descending=True).argsort()[top].numpy() + 1
+print(f"{layer}, {len(scores[layer])} filters")
+table.rename_axis("filter").round(2)
+
+# %% [markdown]
+# ## 2. Against the truth
+#
+# > **Predict first.** Which of the four terms alone agrees best with TAC? Will the score beat it in every layer?
+
+# %%
+signs = {"sigma": 1, "saliency": -1, "activation": -1, "correlation": -1}
+alone = {term: {n: sign * z for n, z in parts.of(term).items()} for term, sign in signs.items()}
+tables = {name: agreement(s, truth) for name, s in {**alone, "suspiciousness": scores}.items()}
+plots.show(
+    plots.agreement_by_layer(tables, f"{poisoned.name}: each witness and the score against TAC"),
+    "Two line charts over the layers, five lines each: rank correlation with TAC and precision among the top ten.",
+)
+deep = [n for n in scores if n.startswith(("layer3", "layer4")) and "downsample" not in n]
+pd.DataFrame({name: pd.DataFrame(t).T.loc[deep].mean() for name, t in tables.items()}).T.round(2)
+
+# %% [markdown]
+# ## 3. The threshold
+#
+# Every filter of the network, in standard deviations above its layer's mean. Crosses are pruned; rings are drawn
+# around the three filters of each layer that the trigger moves most, which only the evaluator can know.
+
+# %%
+mask = defence.mask(parts)
+plots.show(
+    plots.score_distribution(
+        scores, mask, defence.mu, f"{poisoned.name}: {mask.count} of {mask.filters} filters stand out", truth
+    ),
+    "Strip plot of the score by layer with the threshold; pruned filters crossed, top TAC filters ringed.",
+)
+parts_twin = defence.components(clean_twin.model, clean)
+scores_twin, mask_twin = defence.scores(parts_twin), defence.mask(parts_twin)
+plots.show(
+    plots.score_distribution(
+        scores_twin, mask_twin, defence.mu, f"Clean twin: {mask_twin.count} stand out although nothing is there"
+    ),
+    "The same strip plot for the clean twin.",
+)
+
+# %% [markdown]
+# A threshold in standard deviations always finds somebody who stands out: the defence does not *detect* a backdoor, it
+# removes what would carry one. What that costs a clean model is part of its price.
+#
+# How far does the result depend on `mu`, and on *which* clean images the defender happens to own?
+
+# %%
+rows = []
+for mu in mus:
+    for draw in range(draws):
+        rows.append({"mu": mu, "images": "10 a class", **run.defend(poisoned, replace(prune_only, mu=mu),
+                     samples_per_class, draw=draw)})  # fmt: skip
+        rows.append({"mu": mu, "images": "10 in all", **run.defend(poisoned, replace(prune_only, mu=mu),
+                     n_total=n_total, draw=draw)})  # fmt: skip
+    rows.append({"mu": mu, "images": "none: sigma alone (CLP)", **run.defend(poisoned, SpectralNorm(mu=mu))})
+for draw in range(max(draws, 3)):
+    rows.append({"mu": defence.mu, "images": "as many at random", **run.defend(poisoned, RandomPruning(prune_only,
+                 seed=draw), samples_per_class)})  # fmt: skip
+sweep = pd.DataFrame(rows)
+sweep["images"] = sweep.images.str.replace("10 a class", f"{samples_per_class} a class").str.replace(
+    "10 in all", f"{n_total} in all"
+)
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.7))
+for axis, column, label in zip(axes, ("acc_pruned", "asr_pruned"), ("ACC (%)", "ASR (%)"), strict=True):
+    lines = sweep[sweep.images != "as many at random"]
+    sns.lineplot(lines, x="mu", y=column, hue="images", style="images", markers=True, dashes=False, ax=axis,
+                 errorbar=("pi", 100), legend=column == "asr_pruned")  # fmt: skip
+    control = sweep[sweep.images == "as many at random"]
+    axis.scatter(control.mu, control[column], color=plots.GREY, marker="x", s=40, label="as many at random")
+    axis.axhline(poisoned.before.acc if column == "acc_pruned" else poisoned.before.asr, color=plots.GREY, ls=":", lw=1)
+    axis.axvline(defence.mu, color=plots.PRUNED, ls="--", lw=1)
+    axis.set(ylabel=f"{label} after pruning", ylim=(-3, 103))
+axes[1].legend(frameon=False, fontsize=8, title="clean images")
+figure.suptitle(f"{poisoned.name}: what mu trades (dotted: before; dashed: the default mu; bands: all draws)",
+                x=0.01, ha="left", fontweight="bold")  # fmt: skip
+plots.show(figure, "ACC and ASR after pruning against mu for three amounts of clean images, with random controls.")
+sweep.groupby(["images", "mu"])[["acc_pruned", "asr_pruned", "pruned"]].mean().unstack("images").round(1)
+
+# %% [markdown]
+# Read it from the right, where little is pruned, to the left. The useful range is where ASR has fallen and ACC has
+# not. The grey crosses are the control that every score must beat: as many filters of every layer, chosen at random.
+
+# %% [markdown]
+# ## 4. Fine-tuning that stops by itself
+#
+# Pruning costs some accuracy, and the few clean images could win it back. Or overfit: with ten images in all, plain
+# fine-tuning *loses* accuracy. The rule here uses nothing but the defender's images: deal them into folds, hold each
+# back once, and watch the cross-entropy of the held-back images while a copy is tuned on the others. Tune the real
+# model for as many epochs as were best, if the gain is more than its standard error; else leave it alone.
+
+# %%
+repair = defence(poisoned.model, clean)
+tuner = defence.fine_tune
+curve = pd.DataFrame(repair.history)
+figure, axis = plt.subplots(figsize=(6.5, 3.2))
+axis.fill_between(curve.epoch, curve.gain - curve.error, curve.gain + curve.error, alpha=0.25, color=plots.BLUE)
+axis.plot(curve.epoch, curve.gain, "o-", ms=4, color=plots.BLUE)
+stop = curve[curve.chosen].iloc[0]
+axis.axvline(stop.epoch, color=plots.PRUNED, ls="--", lw=1)
+axis.axhline(0, color=plots.GREY, lw=1)
+axis.set(title=f"Held-back images choose {int(stop.epoch)} epochs of {tuner.epochs}", xlabel="epoch of fine-tuning",
+         ylabel="fall of the held-back\ncross-entropy (± s.e.)")  # fmt: skip
+plots.show(figure, "Gain in held-back cross-entropy against the epoch of fine-tuning, with the chosen epoch.")
+
+# %%
+table = []
+for model in (poisoned, clean_twin):
+    for draw in range(draws):
+        for images in ({"samples_per_class": samples_per_class}, {"n_total": n_total}):
+            row = run.defend(model, defence, draw=draw, **images)
+            name = f"{n_total} in all" if row["n_total"] else f"{samples_per_class} a class"
+            for stage in ("before", "pruned", "after"):
+                numbers = {k: row[f"{k}_{stage}"] for k in ("acc", "asr", "ra")}
+                table.append({"model": model.name, "images": name, "draw": draw, "stage": stage, **numbers})
+main = pd.DataFrame(table).replace({"stage": {"pruned": "after pruning", "after": "after fine-tuning"}})
+main["group"] = main.model + ", " + main.images
+run.save_rows(pd.concat([sweep.assign(part="sweep"), main.assign(part="main")]), "06_suspiciousness")
+main.groupby(["model", "images", "stage"], sort=False)[["acc", "asr", "ra"]].agg(["mean", "std"]).round(1)
+
+# %%
+plots.show(
+    plots.before_after(main, "The repair, step by step, over the draws of the clean images", group="group"),
+    "Clean accuracy and attack success rate before, after pruning and after fine-tuning.",
+)
+
+# %% [markdown]
+# And what it means for single images: triggered test images, with the poisoned model's answer and the repaired one's.
+
+# %%
+triggered = poisoned.evaluate.triggered
+sample = triggered.subset(torch.randperm(len(triggered), generator=torch.Generator().manual_seed(0))[:200])
+plots.show(
+    plots.flipped(
+        sample,
+        predict(poisoned.model, sample),
+        predict(repair.model, sample),
+        "Triggered images that the repaired model sees as what they are (before → after)",
+    ),
+    "Ten triggered images whose prediction flips from the target class back to the true class.",
+)
+
+# %% [markdown]
+# Pruned filters only hold zeros so far. Those whose channel nothing else needs can be cut out of the network for good:
+
+# %%
+import torch_pruning
+
+from nbtools.pruning import pruned_copy, remove
+
+example = clean.floats()[:2]
+smaller = remove(repair.model, repair.mask, example)
+gap = float((smaller(example) - repair.model(example)).abs().max())
+sizes = [torch_pruning.utils.count_ops_and_params(m, example[:1]) for m in (repair.model, smaller)]
+print(f"largest difference of the outputs: {gap:.1e}")
+for name, (operations, parameters) in zip(("masked ", "removed"), sizes, strict=True):
+    print(f"{name}  {operations / 1e6:8.2f} million multiply-adds  {parameters:,.0f} parameters")
+
+# %% [markdown]
+# ## 5. How a pruned backdoor comes back
+#
+# A backdoor is rarely gone after pruning: weaker filters that carried a share of it are still there. The hard case is a
+# trigger that covers the whole image. We prune it, then fine-tune on the same clean images in three ways:
+#
+# 1. weights learn, batch norms keep their running statistics (*frozen*, our default),
+# 2. weights learn, batch norms in training mode (what `model.train()` does, and most code),
+# 3. nothing learns, only the running statistics follow the clean images.
+#
+# > **Predict first.** No trigger is ever seen. Which of the three brings the attack back?
+
+# %%
+hard = run.model(hard_attack, poison_rate, target)
+start_from = prune_only(hard.model, clean)
+recipes = {
+    "weights learn, BN frozen": FineTune(frozen_bn=True),
+    "weights learn, BN in training mode": FineTune(frozen_bn=False),
+    "only BN statistics move": FineTune(frozen_bn=False, lr=1e-12),
+}
+few_others = hard.evaluate.triggered.subset(torch.arange(0, len(hard.evaluate.triggered), 4))
+
+
+def attack_rate(model):
+    """ASR on a quarter of the triggered test images."""
+    return 100 * float((predict(model, few_others) == target).double().mean())
+
+
+rows, tuned = [], {}
+for name, recipe in recipes.items():
+    tuned[name] = pruned_copy(hard.model, start_from.mask)
+    rows.append({"recipe": name, "epoch": 0, "asr": attack_rate(tuned[name])})
+    for epoch in recipe.epochs_on(tuned[name], clean, start_from.mask, recipe.epochs):
+        if epoch % 2 == 1:
+            rows.append({"recipe": name, "epoch": epoch + 1, "asr": attack_rate(tuned[name])})
+comeback = pd.DataFrame(rows)
+
+# %% [markdown]
+# Where does it come from? Pruning silences channels, so the layers behind them receive less: the variance of what
+# reaches each batch norm falls below the running variance that it remembers. A frozen batch norm goes on dividing by
+# the old, larger value, and what is left of the backdoor stays quiet. In training mode it learns the new, smaller
+# variance and *turns the volume up again*, of the clean signal and of the rest of the backdoor alike:
+# the gain $\gamma/\sqrt{\mathrm{var}}$ of every surviving filter grows.
+
+# %%
+from nbtools.models import layers_of, prunable_units
+
+units = prunable_units(hard.model)
+gains, moved = {}, {}
+for name, model in (("frozen", start_from.model), ("moved", tuned["only BN statistics move"])):
+    gains[name] = {u.conv: (bn.running_var + bn.eps).rsqrt() for u, _, bn in layers_of(model, units)}
+    moved[name] = tac(model, others, hard.trigger)
+keep = {u.conv: ~start_from.mask.pruned[u.conv] for u in units}
+ratio = pd.Series({n: float((gains["moved"][n] / gains["frozen"][n])[keep[n]].median()) for n in keep})
+louder = pd.Series({n: float(moved["moved"][n].sum() / moved["frozen"][n].sum()) for n in keep})
+
+figure, axes = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(1, 1.25))
+sns.lineplot(comeback, x="epoch", y="asr", hue="recipe", marker="o", ax=axes[0])
+axes[0].axhline(hard.before.asr, color=plots.GREY, ls=":", lw=1)
+axes[0].set(
+    ylim=(-3, 103), xlabel="epoch of fine-tuning on clean images", ylabel="ASR (%)", title="The attack's return"
+)
+axes[0].legend(frameon=False, fontsize=8)
+axes[1].plot(ratio.index, ratio, "o-", ms=4, color=plots.BLUE, label="gain of the surviving filters (median)")
+axes[1].plot(louder.index, louder, "s-", ms=4, color=plots.ORANGE, label="what the trigger moves (TAC, summed)")
+axes[1].axhline(1, color=plots.GREY, lw=1)
+axes[1].tick_params(axis="x", labelrotation=90, labelsize=7)
+axes[1].set(ylabel="after / before BN statistics move", title="Its cause: batch norms turn the volume up")
+axes[1].legend(frameon=False, fontsize=8)
+plots.show(
+    figure, "Left: ASR against fine-tuning epochs for three recipes. Right: change of BN gain and of TAC by layer."
+)
+comeback.pivot(index="epoch", columns="recipe", values="asr").round(1)
+
+# %% [markdown]
+# The left panel tells which recipe to trust; the right one why. Everything at a value of 1 would mean that the clean
+# images changed nothing. The defender can't see the orange lines of this figure, so the safe rule has to hold without
+# them: *keep the statistics frozen while fine-tuning a pruned network.*
+
+# %% [markdown]
+# ## 6. Which part does the work?
+#
+# The formula is a reconstruction, so every part of it has to earn its place. Each row leaves something out or turns it
+# round; pruning alone, at the default `mu`, on both models.
+
+# %%
+from nbtools.scores import SIGNS
+
+variants = {
+    "as it is": {},
+    "without saliency": {"signs": {**SIGNS, "saliency": 0}},
+    "without activation norm": {"signs": {**SIGNS, "activation": 0}},
+    "without correlation": {"signs": {**SIGNS, "correlation": 0}},
+    "saliency with a plus": {"signs": {**SIGNS, "saliency": 1}},
+    "no square root": {"root": False},
+    "BN not folded": {"fold_bn": False},
+    "before the ReLU": {"after_relu": False},
+    "threshold over the whole network": {"scope": "global"},
+    "shortcuts kept": {"shortcuts": False},
+    "saliency from cross-entropy": {"saliency": "cross_entropy"},
+    "saliency from softened cross-entropy": {"saliency": "softened"},
+    "saliency from the margin": {"saliency": "margin"},
+}
+rows = []
+for name, change in variants.items():
+    for model in (poisoned, hard):
+        row = run.defend(model, replace(prune_only, **change), samples_per_class)
+        rows.append({"variant": name, "model": model.name, **row})
+ablation = pd.DataFrame(rows)
+run.save_rows(ablation, "06_ablation")
+ablation.pivot(index="variant", columns="model", values=["acc_after", "asr_after", "pruned"]).loc[list(variants)].round(
+    1
+)
+
+# %% [markdown]
+# One draw of the clean images on two models is a hint, not a verdict: differences of a few points are noise.
+
+# %% [markdown]
+# ## 7. Exercises
+#
+# **Exercise 1** (easy, 5 minutes). Write the threshold: a bool tensor of the filters of `layer` with
+# $S_i > \mathrm{mean} + \mu\,\mathrm{std}$ (unbiased), for the default `mu`.
+
+# %%
+stands_out = ...  # your answer
+
+checks.same(
+    stands_out if stands_out is ... else stands_out.double(),
+    mask.pruned[layer].double(),
+    "std() of torch is the unbiased one; compare with a strict >",
+)
+
+# %% [markdown]
+# **Exercise 2** (medium, 10 minutes). Undo it: apply the mask to a copy of the poisoned model, undo it, and show that
+# no bit of the state dict differs. (`nbtools.pruning.apply` returns the function that undoes.)
+
+# %%
+bits_differ = ...  # your answer: True or False
+
+checks.true(bits_differ if bits_differ is ... else not bits_differ, "compare every tensor with torch.equal")
+
+# %% [markdown]
+# **Exercise 3** (hard, 20 minutes). Ten images *in all* are one a class. Which of the four terms suffers most? Compute
+# for each term the rank correlation between its values on `clean` and on ten images, averaged over the layers.
+
+# %%
+stability = ...  # your answer: a dictionary from term to mean rank correlation
+
+# %% [markdown]
+# ## 8. What we saw, and what this does not show
+#
+# - Four measurements that any owner of a model can make in one pass over a handful of images rank its filters; a
+#   threshold in standard deviations turns the ranks into a mask; the tables above say how far that cleans, over
+#   several draws, and what it costs where nothing is wrong.
+# - Fine-tuning is not harmless: with batch norms in training mode it can undo the repair without ever seeing a trigger.
+# - It does **not** show that this is what the paper's authors computed, nor that an attacker who knows the score could
+#   not hide from it, nor what happens on other architectures and data sets: three later notebooks ask.
+#
+# **For the reading group**
+# 1. Why does a threshold relative to the layer make sense, and what happens in a layer where half of the filters carry
+#    the backdoor?
+# 2. The evaluator's ASR chose nothing here. Which choices in published defences could it have leaked into?
+# 3. What would you do with a checkpoint whose clean accuracy falls by three points after the repair?
+#
+# **Further reading**: the paper (2311.07417). Liu et al., *Fine-pruning* (1805.12185): prune, then tune. Wu and Wang,
+# *Adversarial neuron pruning* (2110.14430): masks learned under perturbation, and its own look at batch norms.
+
+# %% [markdown]
+# ## Solutions
+
+# %% tags=["solution", "hide-input"]
+stands_out = scores[layer] > scores[layer].mean() + defence.mu * scores[layer].std()
+checks.same(stands_out.double(), mask.pruned[layer].double(), "the formula of section 3")
+
+import copy
+
+from nbtools.pruning import apply
+
+twin = copy.deepcopy(poisoned.model)
+undo = apply(twin, mask)
+undo()
+state = poisoned.model.state_dict()
+bits_differ = any(not torch.equal(value, state[name]) for name, value in twin.state_dict().items())
+checks.true(not bits_differ, "undo restores gamma and beta bit for bit")
+
+from scipy.stats import spearmanr
+
+few = defence.components(poisoned.model, run.draw(n_total=n_total))
+stability = {
+    term: float(pd.Series([spearmanr(parts.of(term)[n].cpu(), few.of(term)[n].cpu()).statistic for n in scores]).mean())
+    for term in ("sigma", "saliency", "activation", "correlation")
+}
+print({term: round(value, 2) for term, value in stability.items()})
+
+# %% [markdown]
+# Previous: [05 · Correlation](05_correlation.ipynb) · The series' first page: [00 · Start here](00_start_here.ipynb)
+
+# %% tags=["check", "remove-cell"]
+after = main[(main.model == poisoned.name) & (main.stage == "after fine-tuning")]
+before = main[(main.model == poisoned.name) & (main.stage == "before")]
+fall = {"quick": 50, "laptop": 80, "paper": 80}[run.profile.name]
+ten_a_class = after[after.images == f"{samples_per_class} a class"]
+assert (before.asr.mean() - ten_a_class.asr.mean()) >= fall, "the backdoor survived the repair"
+assert before.acc.mean() - ten_a_class.acc.mean() <= 5, "the repair cost more than five points"
+assert gap < 1e-4 and sizes[1][1] < sizes[0][1], "physical removal changed the outputs or removed nothing"
+assert comeback[comeback.recipe == "weights learn, BN frozen"].asr.iloc[-1] <= comeback.asr.max(), "no comeback seen"

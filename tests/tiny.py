@@ -1,0 +1,88 @@
+"""Small models and images that several tests share."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import MobileNetV2, vgg
+
+from nbtools.images import Images
+from nbtools.models import Normalise, make_model
+from nbtools.pruning import Mask
+
+CLASSES = ("red", "green", "blue", "grey")
+
+
+def settled(model: nn.Module, seed: int = 0) -> nn.Module:
+    """The model in eval mode with drawn BN statistics and parameters, so that no batch norm is the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
+                module.running_mean.normal_(0, 0.1, generator=generator)
+                module.running_var.uniform_(0.5, 2, generator=generator)
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(0, 0.2, generator=generator)
+    return model.eval()
+
+
+def network(name: str = "resnet18", width: int = 16, seed: int = 0) -> nn.Module:
+    """A small network of the series, or torchvision's VGG-16-BN ("vgg16_bn") and MobileNetV2 ("mobilenet_v2"), thin."""
+    torch.manual_seed(seed)
+    if name == "mobilenet_v2":
+        return settled(MobileNetV2(len(CLASSES), width_mult=0.25), seed)
+    if name == "vgg16_bn":
+        plan: list[str | int] = [size if isinstance(size, str) else size // 16 for size in vgg.cfgs["D"]]
+        head = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * 32, len(CLASSES))]
+        return settled(nn.Sequential(vgg.make_layers(plan, batch_norm=True), *head), seed)
+    return settled(make_model(name, len(CLASSES), width=width), seed)
+
+
+class Plain(nn.Module):
+    """Two convolution-BN pairs and a linear layer: small enough to tune hundreds of times."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.normalise, self.relu = Normalise(), nn.ReLU()
+        self.conv1, self.bn1 = nn.Conv2d(3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width)
+        self.fc = nn.Linear(width, len(CLASSES))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(self.normalise(images))))
+        return self.fc(self.relu(self.bn2(self.conv2(x))).mean((2, 3)))
+
+
+def plain(seed: int = 0) -> nn.Module:
+    """A `Plain` network, settled."""
+    torch.manual_seed(seed)
+    return settled(Plain(), seed)
+
+
+def pictures(count: int = 24, size: int = 16, seed: int = 0) -> Images:
+    """Noise in which each class has its own tint, so that there is something to learn; classes in turn."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % len(CLASSES)
+    tints = torch.tensor([[80, 0, 0], [0, 80, 0], [0, 0, 80], [30, 30, 30]])
+    noise = torch.randint(0, 176, (count, 3, size, size), generator=generator)
+    return Images((noise + tints[labels][:, :, None, None]).to(torch.uint8), labels, CLASSES)
+
+
+def bits(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of everything that the model holds, to compare against later."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Whether two state dicts are equal, bit for bit."""
+    return first.keys() == second.keys() and all(value.equal(second[name]) for name, value in first.items())
+
+
+def mask_of(sizes: dict[str, int], **pruned: Sequence[int]) -> Mask:
+    """A mask over layers of `sizes` filters; `layer=[0, 3]` prunes those, "__" standing for the dot in a name."""
+    chosen = {name.replace("__", "."): list(filters) for name, filters in pruned.items()}
+    masks = {name: torch.zeros(size, dtype=torch.bool) for name, size in sizes.items()}
+    for name, filters in chosen.items():
+        masks[name][filters] = True
+    return Mask(masks)
