@@ -112,7 +112,7 @@ class Run:
 
         Returns:
             What was asked; `pruned` filters; ACC, ASR and RA before, after pruning alone (`_pruned`) and after the
-            whole defence (`_after`), in percent; `der`; the fine-tuning's `tuned_epochs`; `seconds`.
+            whole defence (`_after`), in percent; `der`; the fine-tuning's `tuned_steps`; `seconds`.
         """
         asked = {
             "model": trained.name,
@@ -135,10 +135,10 @@ class Run:
 
         def build(_work: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             repair = defence(trained.model, self.draw(samples_per_class, n_total, draw))
-            tuned = next((int(row["epoch"]) for row in repair.history if row.get("chosen")), 0)
+            tuned = next((int(row["step"]) for row in repair.history if row.get("chosen")), 0)
             before, after = trained.before, trained.evaluate(repair.model)
             alone = trained.evaluate(pruned_copy(trained.model, repair.mask)) if tuned else after
-            row = {"pruned": repair.mask.count, "filters": repair.mask.filters, "tuned_epochs": tuned}
+            row = {"pruned": repair.mask.count, "filters": repair.mask.filters, "tuned_steps": tuned}
             row |= before.row("_before") | alone.row("_pruned") | after.row("_after")
             return {}, {"row": {**row, "der": der(before, after), "seconds": repair.seconds}}
 

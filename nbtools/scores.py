@@ -134,7 +134,7 @@ def components(
 ) -> Components:
     """All four components from one forward and one backward pass over the clean images.
 
-    The model is left as it was: its mode, its gradients and its weights.
+    The model is left as it was: the mode of each of its layers, its gradients and its weights.
 
     Args:
         model: with convolution-BN pairs.
@@ -145,7 +145,8 @@ def components(
         batch_size: images at a time.
 
     Raises:
-        ValueError: for no images, NaN weights, a model without convolution-BN pairs, or an unknown saliency.
+        ValueError: for no images, NaN weights, a model without convolution-BN pairs or with fewer classes than the
+            images, or an unknown saliency.
     """
     check_clean(clean)
     check_finite(model)
@@ -154,7 +155,7 @@ def components(
     units = prunable_units(model)
     weights = [conv.weight for _, conv, _ in layers_of(model, units)]
     wanted = [weight.requires_grad for weight in weights]
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     statistics = {unit.conv: MapStatistics() for unit in units}
     gradients = [torch.zeros_like(weight) for weight in weights]
     model.eval()
@@ -166,13 +167,20 @@ def components(
                 torch.enable_grad(),
                 watch(model, units, lambda name, maps: statistics[name].add(maps), after_relu),
             ):
-                loss = saliency_loss(model(to_floats(images)), labels, saliency)
+                logits = model(to_floats(images))
+                if logits.shape[1] < clean.num_classes:
+                    raise ValueError(
+                        f"the model tells {logits.shape[1]} classes apart, the clean images have {clean.num_classes}; "
+                        "use the classes that the model was trained on"
+                    )
+                loss = saliency_loss(logits, labels, saliency)
             for total, part in zip(gradients, torch.autograd.grad(loss, weights), strict=True):
                 total += part
     finally:
         for weight, flag in zip(weights, wanted, strict=True):
             weight.requires_grad_(flag)
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
     norms = [gradient.flatten(1).double().norm(dim=1) / len(clean) for gradient in gradients]
     return Components(
         sigma=spectral_norms(model, units, fold_bn),

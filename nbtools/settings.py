@@ -49,13 +49,13 @@ class Profile:
 PROFILES: dict[str, Profile] = {
     p.name: p
     for p in (
-        # Few steps must plant a backdoor and gather it in few filters. Small batches give many steps; weight decay
-        # shrinks what is not needed; a crop by one pixel leaves the patch in the image; stage 1 halves the image
-        # instead of stage 4: half the cost, and the patch still has to win against most of the last map.
+        # Small batches (many steps) and more weight decay gather the backdoor in few filters; with batches of 64 and
+        # 5e-4 it is learnt as well, but pruning by the score misses it. Larger crops often cut the patch away.
+        # Stage 1 halves the image instead of stage 4: half the cost, and the last map stays 4 x 4.
         Profile(
             name="quick",
             dataset="shapes",
-            train=12_000,
+            train=15_000,
             reserved=1_000,
             test=2_000,
             width=16,

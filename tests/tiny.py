@@ -1,13 +1,14 @@
-"""Small models and images that several tests share."""
+"""Small models and images, and the plain reference of the correlation, that several tests share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2, vgg
 
 from nbtools.images import Images
-from nbtools.models import Normalise, make_model
+from nbtools.models import Normalise, make_model, prunable_units
 from nbtools.pruning import Mask
 
 CLASSES = ("red", "green", "blue", "grey")
@@ -54,10 +55,12 @@ class Plain(nn.Module):
         return self.fc(self.relu(self.bn2(self.conv2(x))).mean((2, 3)))
 
 
-def plain(seed: int = 0) -> nn.Module:
+def plain(seed: int = 0) -> Plain:
     """A `Plain` network, settled."""
     torch.manual_seed(seed)
-    return settled(Plain(), seed)
+    model = Plain()
+    settled(model, seed)
+    return model
 
 
 def pictures(count: int = 24, size: int = 16, seed: int = 0) -> Images:
@@ -79,10 +82,18 @@ def same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(value.equal(second[name]) for name, value in first.items())
 
 
-def mask_of(sizes: dict[str, int], **pruned: Sequence[int]) -> Mask:
-    """A mask over layers of `sizes` filters; `layer=[0, 3]` prunes those, "__" standing for the dot in a name."""
-    chosen = {name.replace("__", "."): list(filters) for name, filters in pruned.items()}
-    masks = {name: torch.zeros(size, dtype=torch.bool) for name, size in sizes.items()}
-    for name, filters in chosen.items():
-        masks[name][filters] = True
+def mask_of(model: nn.Module, pruned: Mapping[str, Sequence[int]]) -> Mask:
+    """A mask over all of the model's pairs that prunes the given filters: convolution name to their numbers."""
+    masks = {unit.conv: torch.zeros(unit.filters, dtype=torch.bool) for unit in prunable_units(model)}
+    for name, filters in pruned.items():
+        masks[name][list(filters)] = True
     return Mask(masks)
+
+
+def plain_correlation(maps: Tensor) -> Tensor:
+    """Mean absolute entry of numpy.corrcoef beside the diagonal, over images and positions; a dead map counts 0."""
+    columns = maps.double().transpose(0, 1).flatten(1).numpy()
+    alive = columns.std(1) > 0
+    matrix = np.zeros((len(columns), len(columns)))
+    matrix[np.ix_(alive, alive)] = np.corrcoef(columns[alive])
+    return torch.tensor([np.abs(np.delete(row, i)).mean() for i, row in enumerate(matrix)])

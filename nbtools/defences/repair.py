@@ -48,16 +48,24 @@ class Defence(Protocol):
 class FineTune:
     """Fine-tuning on few clean images that stops by itself, and does nothing where it can't be shown to help [ours].
 
-    The clean images are dealt into folds. Each fold is held back once while a copy is tuned on the others, and its
-    cross-entropy is written down before tuning and after each epoch. The epoch that is best over all held-back images
-    is taken if its mean gain is more than `confidence` standard errors above zero; then the model is tuned on all
-    images for so many epochs, else it stays as it was.
+    The pruned model learns to answer the clean images (cropped, flipped, blended in pairs) as the model did before it
+    was pruned: its softened answers say more about an image than its label does, and a hundred labels are learned by
+    heart within two epochs. No clean image carries the trigger, so the teacher's backdoor stays silent.
+
+    When to stop: the clean images are dealt into folds. Each fold is held back once while a copy is tuned on the
+    others, and its cross-entropy is written down before tuning and at every look. The look that is best over all
+    held-back images is taken if its mean gain is more than `confidence` standard errors above zero; then the model is
+    tuned on all images for so many steps, else it stays as it was.
 
     Args:
-        epochs: at most so many.
-        lr: SGD learning rate, constant.
+        steps: at most so many.
+        every: steps between two looks at the held-back images.
+        lr: SGD learning rate of the first step; it falls linearly over `steps`.
         momentum: SGD momentum.
-        batch_size: images a step.
+        batch_size: images a step, or all where there are fewer.
+        teacher: "before", the model before pruning, or "labels", plain cross-entropy.
+        temperature: divides both models' logits where a model is the teacher.
+        mixed: blend each image with another of its batch, with a weight drawn from [0, 1] (teacher "before" only).
         folds: parts of the cross-validation, at least 2.
         confidence: standard errors that the gain must exceed; 0 or more.
         frozen_bn: keep the batch norms' running statistics (else they follow the clean batches, which is how a
@@ -65,44 +73,56 @@ class FineTune:
         seed: folds, order and augmentation.
     """
 
-    epochs: int = 20
-    lr: float = 3e-4
+    steps: int = 60
+    every: int = 10
+    lr: float = 1e-3
     momentum: float = 0.9
-    batch_size: int = 32
-    folds: int = 5
+    batch_size: int = 16
+    teacher: str = "before"
+    temperature: float = 2.0
+    mixed: bool = True
+    folds: int = 3
     confidence: float = 1.0
     frozen_bn: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.lr <= 0 or self.folds < 2 or self.confidence < 0 or self.batch_size < 1:
+        if min(self.steps, self.every, self.batch_size) < 1 or self.lr <= 0 or self.folds < 2 or self.confidence < 0:
             raise ValueError(
-                f"epochs >= 1, lr > 0, batch_size >= 1, folds >= 2 and confidence >= 0 are needed, got {self}"
+                "steps, every and batch_size >= 1, lr > 0, folds >= 2 and confidence >= 0 are needed, got " + repr(self)
             )
+        if self.teacher not in ("before", "labels") or self.temperature <= 0:
+            raise ValueError(f"teacher is 'before' or 'labels', temperature is above 0, got {self}")
 
-    def __call__(self, model: nn.Module, clean: Images, mask: Mask) -> list[dict[str, Any]]:
+    def __call__(self, model: nn.Module, clean: Images, mask: Mask, before: nn.Module) -> list[dict[str, Any]]:
         """Tune in place, the mask held after every step.
 
+        Args:
+            model: the pruned model.
+            clean: the defender's images.
+            mask: what stays pruned.
+            before: the model before pruning, the teacher; it is not changed.
+
         Returns:
-            One row an epoch of the cross-validation: epoch, gain (mean fall of the held-back cross-entropy), error
-            (its standard error), chosen (whether tuning stopped there).
+            One row a look of the cross-validation: step, gain (mean fall of the held-back cross-entropy), error
+            (its standard error), chosen (whether tuning stopped there). Empty for fewer than two images.
         """
-        gains = self.held_back_gains(model, clean, mask)
+        gains = self.held_back_gains(model, clean, mask, before)
         if gains is None:
             return []
         mean, error = gains.mean(1), gains.std(1) / gains.shape[1] ** 0.5
         best = int(mean.argmax())
         chosen = best if bool(mean[best] > self.confidence * error[best]) else 0
-        for _ in self.epochs_on(model, clean, mask, chosen):
+        for _ in self.tune(model, clean, mask, before, chosen * self.every):
             pass
         check_finite(model)
         return [
-            {"epoch": epoch, "gain": float(mean[epoch]), "error": float(error[epoch]), "chosen": epoch == chosen}
-            for epoch in range(len(mean))
+            {"step": k * self.every, "gain": float(mean[k]), "error": float(error[k]), "chosen": k == chosen}
+            for k in range(len(mean))
         ]
 
-    def held_back_gains(self, model: nn.Module, clean: Images, mask: Mask) -> Tensor | None:
-        """Fall of each image's cross-entropy while it is held back: `[epochs + 1, n]`, or None for too few images."""
+    def held_back_gains(self, model: nn.Module, clean: Images, mask: Mask, before: nn.Module) -> Tensor | None:
+        """Fall of each image's cross-entropy while it is held back: `[looks + 1, n]`, or None for too few images."""
         folds = min(self.folds, len(clean))
         if folds < 2:
             return None
@@ -114,38 +134,54 @@ class FineTune:
             rest, test = clean.subset(order[~held]), clean.subset(order[held])
             twin = copy.deepcopy(model)
             curve = [_losses(twin, test)]
-            curve += [_losses(twin, test) for _ in self.epochs_on(twin, rest, mask, self.epochs)]
+            curve += [_losses(twin, test) for _ in self.tune(twin, rest, mask, before, self.steps)]
             curves.append(torch.stack(curve))
         losses = torch.cat(curves, 1)
         return losses[0] - losses
 
-    def epochs_on(self, model: nn.Module, images: Images, mask: Mask, epochs: int) -> Iterator[int]:
-        """Tune in place and yield after each epoch; the model is in eval mode whenever this yields or ends."""
-        again = hold(model, mask)
-        generator = torch.Generator().manual_seed(self.seed)
-        frozen = [p.requires_grad for p in model.parameters()]
-        model.requires_grad_(True)
+    def tune(self, model: nn.Module, images: Images, mask: Mask, before: nn.Module, steps: int) -> Iterator[int]:
+        """Tune in place; after every `every` of the first `steps` steps yield their number, the model in eval mode."""
+        again, generator = hold(model, mask), torch.Generator().manual_seed(self.seed)
+        wanted = [parameter.requires_grad for parameter in model.parameters()]
         optimizer = torch.optim.SGD(model.parameters(), self.lr, self.momentum)
-        for epoch in range(epochs):
-            model.train()
-            if self.frozen_bn:
-                for module in model.modules():
-                    if isinstance(module, nn.BatchNorm2d):
-                        module.eval()
-            order = torch.randperm(len(images), generator=generator).to(images.images.device)
-            for batch in order.split(self.batch_size):
-                if len(batch) < 2 and not self.frozen_bn:
-                    continue  # a batch norm in training mode can't take one image
-                optimizer.zero_grad(set_to_none=True)
-                inputs = to_floats(augment(images.images[batch], generator))
-                F.cross_entropy(model(inputs), images.labels[batch]).backward()
-                optimizer.step()
-                again()
-            model.eval()
-            yield epoch
+        size, queue = min(self.batch_size, len(images)), torch.empty(0, dtype=torch.int64)
+        for step in range(1, steps + 1):
+            self._learning(model)
+            optimizer.param_groups[0]["lr"] = self.lr * (1 - (step - 1) / self.steps)
+            if len(queue) < size:  # all images once, in a new order, before any comes again
+                queue = torch.cat([queue, torch.randperm(len(images), generator=generator)])
+            batch, queue = images.subset(queue[:size]), queue[size:]
+            optimizer.zero_grad(set_to_none=True)
+            self._loss(model, before, batch, generator).backward()
+            optimizer.step()
+            again()
+            if step % self.every == 0:
+                model.eval()
+                yield step
         model.eval()
-        for parameter, flag in zip(model.parameters(), frozen, strict=True):
+        for parameter, flag in zip(model.parameters(), wanted, strict=True):
             parameter.requires_grad_(flag)
+
+    def _learning(self, model: nn.Module) -> None:
+        """Training mode, except for the batch norms where these are frozen."""
+        model.train().requires_grad_(True)
+        if self.frozen_bn:
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
+    def _loss(self, model: nn.Module, before: nn.Module, batch: Images, generator: torch.Generator) -> Tensor:
+        inputs = to_floats(augment(batch.images, generator))
+        if self.teacher == "labels":
+            return F.cross_entropy(model(inputs), batch.labels)
+        if self.mixed:
+            share = torch.rand(len(inputs), 1, 1, 1, generator=generator).to(inputs)
+            others = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+            inputs = torch.lerp(inputs[others], inputs, share)
+        with torch.no_grad():
+            taught = F.log_softmax(before(inputs) / self.temperature, 1)
+        answers = F.log_softmax(model(inputs) / self.temperature, 1)
+        return self.temperature**2 * F.kl_div(answers, taught, reduction="batchmean", log_target=True)
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ class Suspiciousness:
         fine_tune: how to fine-tune; None prunes only.
     """
 
-    mu: float = 2.5
+    mu: float = 2.0
     saliency: str = "margin"
     signs: dict[str, int] = field(default_factory=lambda: dict(SIGNS))
     root: bool = True
@@ -134,10 +134,10 @@ def _repair(
     fine_tune: FineTune | None,
     started: float,
 ) -> Repair:
-    twin = copy.deepcopy(model).eval()
+    twin, before = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
     apply(twin, mask)
     history = []
     if fine_tune:
         check_clean(clean)
-        history = fine_tune(twin, clean, mask)
+        history = fine_tune(twin, clean, mask, before)
     return Repair(twin, mask, scores, history, time.perf_counter() - started, repr(defence))

@@ -459,8 +459,8 @@ checks.same(
 
 # %% [markdown]
 # **Exercise 2** (medium, 15 minutes). Molchanov et al. rank a filter by
-# $|\langle W_i, \partial L / \partial W_i \rangle|$, the change of the loss, to first order, if the filter were *removed*
-# instead of moved the steepest way. Compute it for `layer` from `conv.weight` and `gradient`.
+# $|\langle W_i, \partial L / \partial W_i \rangle|$, the change of the loss, to first order, if the filter were
+# *removed* instead of moved the steepest way. Compute it for `layer` from `conv.weight` and `gradient`.
 
 # %%
 removal = ...  # your answer, [filters]
