@@ -74,7 +74,8 @@ def image_grid(
         size: inches a picture.
     """
     rows = -(-len(images) // columns)
-    height = size * rows * (1.25 if titles else 1.05) + (0.4 if title else 0)
+    lines = max((text.count("\n") + 1 for text in titles), default=0)
+    height = rows * (0.97 * size + 0.17 * lines) + (0.4 if title else 0)
     figure, axes = plt.subplots(rows, columns, figsize=(size * columns, height), squeeze=False)
     for number, axis in enumerate(axes.flat):
         axis.set_xticks([]), axis.set_yticks([])
@@ -269,9 +270,17 @@ def flipped(images: Images, before: Tensor, after: Tensor, title: str, count: in
     return image_grid(shown, titles, columns=min(count, 10), title=title)
 
 
-def heat(axis: Axes, table: pd.DataFrame, label: str, form: str = ".0f") -> None:
-    """A labelled heat map of a small table, percent by default."""
-    sns.heatmap(table, annot=True, fmt=form, cmap="cividis", cbar_kws={"label": label}, ax=axis, linewidths=0.5)
+def heat(
+    axis: Axes,
+    table: pd.DataFrame,
+    label: str,
+    form: str = ".0f",
+    limits: tuple[float | None, float | None] = (None, None),
+) -> None:
+    """A labelled heat map of a small table, percent by default; `limits` are the colour scale's."""
+    low, high = limits
+    look = {"cmap": "cividis", "vmin": low, "vmax": high, "linewidths": 0.5, "cbar_kws": {"label": label}}
+    sns.heatmap(table, annot=True, fmt=form, ax=axis, **look)
 
 
 def filter_maps(maps: Tensor) -> Tensor:

@@ -47,6 +47,18 @@ class Mask:
         return f"Mask({self.count} of {self.filters} filters)"
 
 
+def check_threshold(mu: float, scope: str = "layer") -> None:
+    """Refuse what `threshold` can't work with.
+
+    Raises:
+        ValueError: for a negative or NaN `mu`, or an unknown scope.
+    """
+    if not mu >= 0:
+        raise ValueError(f"mu must be 0 or more, got {mu}: it counts standard deviations above the mean")
+    if scope not in SCOPES:
+        raise ValueError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
+
+
 def threshold(scores: dict[str, Tensor], mu: float, scope: str = "layer") -> Mask:
     """Prune where S_i > mean(S) + mu * std(S) (arXiv 2311.07417).
 
@@ -58,10 +70,7 @@ def threshold(scores: dict[str, Tensor], mu: float, scope: str = "layer") -> Mas
     Raises:
         ValueError: for a negative or NaN `mu`, an unknown scope, or scores that are not finite.
     """
-    if not mu >= 0:
-        raise ValueError(f"mu must be 0 or more, got {mu}: it counts standard deviations above the mean")
-    if scope not in SCOPES:
-        raise ValueError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
+    check_threshold(mu, scope)
     for name, score in scores.items():
         if not bool(torch.isfinite(score).all()):
             raise ValueError(f"the scores of {name} hold NaN or infinite values")
@@ -69,8 +78,9 @@ def threshold(scores: dict[str, Tensor], mu: float, scope: str = "layer") -> Mas
     pruned = {}
     for name, score in scores.items():
         pool = score if everything is None else everything
-        # a layer of one filter has no spread to stand out from
-        pruned[name] = score > pool.mean() + mu * pool.std() if len(pool) > 1 else torch.zeros_like(score).bool()
+        # one filter, or equal scores, have no spread to stand out from; rounding of the mean must not give them one
+        spread = len(pool) > 1 and bool(pool.amax() > pool.amin())
+        pruned[name] = score > pool.mean() + mu * pool.std() if spread else torch.zeros_like(score).bool()
     return Mask(pruned)
 
 
@@ -99,8 +109,11 @@ def _batch_norms(model: nn.Module, mask: Mask) -> list[tuple[nn.BatchNorm2d, Ten
     pairs = []
     for unit, _, bn in layers_of(model, [u for u in units if u.conv in mask.pruned]):
         pruned = mask.pruned[unit.conv]
-        if len(pruned) != unit.filters:
-            raise ValueError(f"the mask has {len(pruned)} filters for {unit.conv}, the model {unit.filters}")
+        if pruned.shape != (unit.filters,) or pruned.dtype != torch.bool:
+            raise ValueError(
+                f"the mask for {unit.conv} is {pruned.dtype} {list(pruned.shape)}, "
+                f"the model takes torch.bool [{unit.filters}]"
+            )
         pairs.append((bn, pruned.to(bn.weight.device)))
     return pairs
 

@@ -199,6 +199,17 @@ EPSILON = 0.01
 """Added to each normalised term before it divides, so that a dead filter's score stays finite [ours]."""
 
 
+def check_signs(signs: Mapping[str, int]) -> None:
+    """Refuse signs that `suspiciousness` can't work with.
+
+    Raises:
+        ValueError: for an unknown term or sign.
+    """
+    for term, sign in signs.items():
+        if term not in TERMS or sign not in (-1, 0, 1):
+            raise ValueError(f"signs take {', '.join(TERMS)} to -1, 0 or 1, got {term!r}: {sign!r}")
+
+
 def suspiciousness(
     parts: Components, signs: Mapping[str, int] = SIGNS, root: bool = True, normalise: bool = True
 ) -> Scores:
@@ -218,9 +229,7 @@ def suspiciousness(
     Raises:
         ValueError: for an unknown term or sign.
     """
-    for term, sign in signs.items():
-        if term not in TERMS or sign not in (-1, 0, 1):
-            raise ValueError(f"signs take {', '.join(TERMS)} to -1, 0 or 1, got {term!r}: {sign!r}")
+    check_signs(signs)
     power = 0.5 if root else 1.0
     scores = {}
     for unit in parts.units:

@@ -35,6 +35,9 @@ class Recipe:
         momentum: SGD momentum.
         weight_decay: on all parameters.
         padding: pixels by which a random crop may shift an image.
+
+    Raises:
+        ValueError: for a value out of its range.
     """
 
     epochs: int
@@ -46,8 +49,10 @@ class Recipe:
     padding: int = 4
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 2 or self.lr <= 0:
-            raise ValueError(f"epochs >= 1, batch_size >= 2 and lr > 0 are needed, got {self}")
+        if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0 or not 0 < self.warm_up < 1 or self.padding < 0:
+            raise ValueError(
+                f"epochs >= 1, batch_size >= 2, lr > 0, warm_up in (0, 1) and padding >= 0 are needed, got {self}"
+            )
 
     def lr_at(self, step: int, steps: int) -> float:
         """The learning rate of step `step` of `steps`."""

@@ -1,6 +1,7 @@
 """The data sets: three parts that share nothing, each class in each part, and errors that say what to do."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,8 +66,9 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 @pytest.mark.parametrize("part", ["train", "reserved", "test"])
 @pytest.mark.parametrize(("name", "number"), [("shapes", 0), ("shapes", -7), ("cifar10", 0), ("cifar10", 45_001)])
 def test_impossible_sizes_are_refused_before_any_work(name: str, number: int, part: str) -> None:
+    sizes: dict[str, Any] = {"train": 1, "reserved": 1, "test": 1, part: number}
     with pytest.raises(ValueError, match="each part needs") as caught:
-        load(name, **{"train": 1, "reserved": 1, "test": 1, part: number})
+        load(name, **sizes)
     assert str(number) in str(caught.value)
 
 

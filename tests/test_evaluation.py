@@ -122,7 +122,7 @@ def lived_in(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluation_changes_nothing_in_the_model(training: bool, test_set: Images) -> None:
     torch.manual_seed(0)
-    model = lived_in(ResNet18(4, width=4)).train(training)
+    model = lived_in(ResNet18(4, width=16)).train(training)
     before = copy.deepcopy(model.state_dict())
     in_one, in_many = predict(model, test_set), predict(model, test_set, batch_size=7)
     assert in_one.equal(in_many), "batch norm looks at no batch"
@@ -135,17 +135,21 @@ def test_evaluation_changes_nothing_in_the_model(training: bool, test_set: Image
 
 def test_no_images_no_predictions(test_set: Images) -> None:
     nothing = test_set.subset(torch.arange(0))
-    assert predict(ResNet18(4, width=4), nothing).tolist() == []
+    assert predict(ResNet18(4, width=16), nothing).tolist() == []
     with pytest.raises(ValueError, match="give at least one"):
-        tac(ResNet18(4, width=4), nothing, BadNets())
+        tac(ResNet18(4, width=16), nothing, BadNets())
 
 
 def tac_by_loop(model: nn.Module, images: Images, trigger: Trigger) -> dict[str, list[float]]:
     """TAC_i = mean over x of || relu(BN(conv(trigger(x))))_i - relu(BN(conv(x)))_i ||, image by image, in float64."""
     maps: dict[str, Tensor] = {}
     model = copy.deepcopy(model).double().eval()
+
+    def keep(name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        return lambda _module, _inputs, output: maps.update({name: output[0].clamp_min(0)})
+
     for unit, _, bn in layers_of(model, prunable_units(model)):
-        bn.register_forward_hook(lambda _m, _i, out, name=unit.conv: maps.update({name: out[0].clamp_min(0).clone()}))
+        bn.register_forward_hook(keep(unit.conv))
     total: dict[str, list[float]] = {}
     for image, changed in zip(images.images, stamp(trigger, images).images, strict=True):
         pair = []
@@ -160,7 +164,7 @@ def tac_by_loop(model: nn.Module, images: Images, trigger: Trigger) -> dict[str,
 
 
 @pytest.mark.parametrize(
-    ("model", "trigger"), [(ResNet18(4, width=4), BadNets()), (PreActResNet18(4, width=4), WaNet(s=2.0))]
+    ("model", "trigger"), [(ResNet18(4, width=16), BadNets()), (PreActResNet18(4, width=16), WaNet(s=2.0))]
 )
 def test_tac_is_the_mean_over_images_of_each_filters_change(
     model: nn.Module, trigger: Trigger, test_set: Images

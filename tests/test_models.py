@@ -42,11 +42,19 @@ def pairs_of_a_forward_pass(model: nn.Module) -> tuple[list[tuple[str, str]], li
     """The reference: a batch norm's input IS a convolution's output, and no other operation takes that tensor."""
     outputs: dict[str, Tensor] = {}
     inputs: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        def hook(module: nn.Module, given: tuple[Tensor], output: Tensor) -> None:
+            if isinstance(module, nn.Conv2d):
+                outputs[name] = output
+            else:
+                inputs[name] = given[0]
+
+        return hook
+
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(lambda _m, _i, out, name=name: outputs.update({name: out}))
-        elif isinstance(module, nn.BatchNorm2d):
-            module.register_forward_pre_hook(lambda _m, given, name=name: inputs.update({name: given[0]}))
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+            module.register_forward_hook(keep(name))
     with torch.no_grad(), Arguments() as operations:
         model.eval()(torch.empty(1, 3, 64, 64, device="meta"))
     pairs, alone = [], []
@@ -87,7 +95,7 @@ def test_pairs_are_those_of_a_forward_pass(
 
 
 def test_known_pairs_of_the_two_resnets() -> None:
-    plain, preact = (prunable_units(make_model(name, width=4)) for name in ("resnet18", "preact_resnet18"))
+    plain, preact = (prunable_units(make_model(name, width=16)) for name in ("resnet18", "preact_resnet18"))
     assert plain.pairs[0].conv == "conv1" and plain.pairs[0].bn == "bn1"
     assert [u.conv for u in plain if u.shortcut] == [f"layer{stage}.0.downsample.0" for stage in (2, 3, 4)]
     assert {(u.conv, u.bn) for u in preact} == {
@@ -98,12 +106,12 @@ def test_known_pairs_of_the_two_resnets() -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_order_of_registration_does_not_matter(name: str) -> None:
-    model = make_model(name, width=4)
+    model = make_model(name, width=16)
     expected = prunable_units(model)
     for module in model.modules():
         if not isinstance(module, nn.Sequential):  # whose order is its forward pass
             module._modules = dict(reversed(module._modules.items()))
-    assert [n for n, _ in model.named_children()][0] == "fc"
+    assert next(model.named_children())[0] == "fc"
     assert prunable_units(model) == expected
 
 
@@ -138,7 +146,7 @@ def test_resnet18_is_torchvisions_behind_the_normalisation() -> None:
 
 
 def test_preact_resnet18_by_hand() -> None:
-    model = PreActResNet18(num_classes=7, width=4).eval()
+    model = PreActResNet18(num_classes=7, width=16).eval()
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         x = model.conv1(Normalise()(images))
@@ -147,20 +155,20 @@ def test_preact_resnet18_by_hand() -> None:
                 ready = block.bn1(x).relu()
                 kept = block.shortcut(ready) if block.shortcut else x
                 x = kept + block.conv2(block.bn2(block.conv1(ready)).relu())
-        assert x.shape == (2, 32, 4, 4)
+        assert x.shape == (2, 128, 4, 4)
         torch.testing.assert_close(model(images), model.fc(model.bn(x).relu().mean((2, 3))))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_width_and_classes_scale_the_network(name: str) -> None:
-    model = make_model(name, num_classes=7, width=4)
+    model = make_model(name, num_classes=7, width=16)
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 7)
-    assert model.get_submodule("layer4.1.conv2").weight.shape[:2] == (32, 32)
+    assert model.get_parameter("layer4.1.conv2.weight").shape == (128, 128, 3, 3)
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.ndim == 4)
     torch.manual_seed(0)
-    first = make_model(name, width=4)
+    first = make_model(name, width=16)
     torch.manual_seed(0)
-    for ours, again in zip(first.parameters(), make_model(name, width=4).parameters(), strict=True):
+    for ours, again in zip(first.parameters(), make_model(name, width=16).parameters(), strict=True):
         assert ours.equal(again)
 
 
@@ -170,11 +178,11 @@ def test_an_unknown_architecture_lists_the_known_ones() -> None:
 
 
 def test_nan_and_infinite_weights_are_named() -> None:
-    model = ResNet18(width=4)
+    model = ResNet18(width=16)
     check_finite(model)
     broken = copy.deepcopy(model)
-    broken.layer1[0].conv1.weight.data[0, 0, 0, 0] = torch.nan
-    broken.bn1.running_var[1] = torch.inf
+    broken.get_parameter("layer1.0.conv1.weight").data[0, 0, 0, 0] = torch.nan
+    broken.get_buffer("bn1.running_var")[1] = torch.inf
     with pytest.raises(ValueError, match=r"NaN or infinite values in bn1.running_var, layer1.0.conv1.weight; its"):
         check_finite(broken)
     for parameter in broken.parameters():

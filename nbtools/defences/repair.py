@@ -73,7 +73,7 @@ class FineTune:
         seed: folds, order and augmentation.
     """
 
-    steps: int = 60
+    steps: int = 40
     every: int = 10
     lr: float = 1e-3
     momentum: float = 0.9

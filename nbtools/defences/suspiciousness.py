@@ -11,13 +11,14 @@ from torch import nn
 from nbtools.defences.repair import FineTune, Repair
 from nbtools.images import Images
 from nbtools.models import check_finite, prunable_units
-from nbtools.pruning import Mask, apply, at_random, threshold
+from nbtools.pruning import Mask, apply, at_random, check_threshold, threshold
 from nbtools.scores import (
     SALIENCY_LOSSES,
     SIGNS,
     Components,
     Scores,
     check_clean,
+    check_signs,
     components,
     spectral_norms,
     suspiciousness,
@@ -55,8 +56,8 @@ class Suspiciousness:
     fine_tune: FineTune | None = field(default_factory=FineTune)
 
     def __post_init__(self) -> None:
-        if not self.mu >= 0:
-            raise ValueError(f"mu must be 0 or more, got {self.mu}: it counts standard deviations above the mean")
+        check_threshold(self.mu, self.scope)
+        check_signs(self.signs)
         if self.saliency not in SALIENCY_LOSSES:
             raise ValueError(f"unknown saliency {self.saliency!r}; known: {', '.join(SALIENCY_LOSSES)}")
 
@@ -96,6 +97,9 @@ class SpectralNorm:
 
     mu: float = 3.0
     fine_tune: FineTune | None = None
+
+    def __post_init__(self) -> None:
+        check_threshold(self.mu)
 
     def __call__(self, model: nn.Module, clean: Images) -> Repair:
         """Repair a copy of `model`; the clean images serve the fine-tuning alone."""

@@ -181,7 +181,7 @@ print(f"before  {poisoned.before}\nafter   {after}")
 # %%
 print(textwrap.fill(repair.defence, 100, subsequent_indent="    "))
 print(f"\n{repair.mask}, {100 * repair.mask.share:.1f} % of all; {len(clean)} clean images; {repair.seconds:.1f} s")
-pd.DataFrame(repair.history).iloc[::4].round(4)
+pd.DataFrame(repair.history).round(4)
 
 # %% [markdown]
 # **How it chooses.** Filter $i$ of a layer gets a score that is high where the filter *could* answer loudly (its
@@ -195,9 +195,11 @@ pd.DataFrame(repair.history).iloc[::4].round(4)
 # **How it prunes.** The batch norm behind each convolution multiplies the filter's map by $\gamma_i$ and adds
 # $\beta_i$. Set both to zero and the filter is gone.
 #
-# **How it fine-tunes.** The history above is a cross-validation on the clean images: `gain` is how much the loss of
-# held-back images fell after so many epochs, `error` its standard error. If no gain is clear, epoch 0 is `chosen`: the
-# pruned model stays as it is. [06 · Suspiciousness](06_suspiciousness.ipynb) is about this care.
+# **How it fine-tunes** [ours]. The pruned network learns to answer the clean images as the network did before it was
+# pruned; no clean image carries the trigger, so that teacher's backdoor stays silent. The history above is a
+# cross-validation: `gain` is how much the loss of held-back images fell after so many steps, `error` its standard
+# error. If no gain is clear, step 0 is `chosen`: the pruned network stays as it is.
+# [06 · Suspiciousness](06_suspiciousness.ipynb) is about this care.
 #
 # The pruning is so short that we can do it by hand:
 
@@ -377,10 +379,10 @@ third_after = ...  # your answer
 
 checks.same(
     third_before,
-    100 - poisoned.before.asr - poisoned.before.ra,
+    round(100 - poisoned.before.asr - poisoned.before.ra, 6),
     "neither the target nor the label; and a share in percent, not a number of images",
 )
-checks.same(third_after, 100 - after.asr - after.ra, "the same with the repaired network's answers")
+checks.same(third_after, round(100 - after.asr - after.ra, 6), "the same with the repaired network's answers")
 
 # %% [markdown]
 # **Exercise 2** (easy, 5 minutes). One number for a whole repair, if one must have it, is DER (its formula stands in
@@ -431,8 +433,8 @@ if asr_by_draw is not ...:
 # %% tags=["solution", "hide-input"]
 third_before = 100 * ((said != target) & (said != others.labels)).double().mean()
 third_after = 100 * ((now != target) & (now != others.labels)).double().mean()
-checks.same(third_before, 100 - poisoned.before.asr - poisoned.before.ra, "")
-checks.same(third_after, 100 - after.asr - after.ra, "")
+checks.same(third_before, round(100 - poisoned.before.asr - poisoned.before.ra, 6), "")
+checks.same(third_after, round(100 - after.asr - after.ra, 6), "")
 print(f"to a third class: {third_before:.1f} % before, {third_after:.1f} % after")
 
 falls = [(poisoned.before.asr - after.asr) / 100, (poisoned.before.acc - after.acc) / 100]

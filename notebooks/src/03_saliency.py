@@ -7,7 +7,7 @@
 # Paper: *suspiciousness score* ([arXiv 2311.07417](https://arxiv.org/abs/2311.07417)), whose second term this is.
 # **The formula is reconstructed from the paper's summary**, which names the gradient's magnitude and no more. That it
 # is the norm over a filter's weights, that *low* is suspicious, and the three losses below are our choices; sections 4
-# and 5 test them.
+# to 6 test them.
 
 # %% [markdown]
 # > **You will learn**
@@ -34,8 +34,9 @@ width = 0  # channels of the first stage; 0 is what the profile says
 epochs = 0  # 0 is what the profile says
 samples_per_class = 10  # the defender's clean images of each class
 draw = 0  # which draw of the clean images
-draws = 0  # draws to compare in section 7; 0 is what the profile says
-mus = [1.0, 2.0, 3.0]  # thresholds to try, standard deviations above the layer's mean
+draws = 0  # draws to compare in section 8, at least 2; 0 is what the profile says
+mu = 2.0  # threshold of section 6, standard deviations above the layer's mean
+mus = [1.0, 2.0, 3.0]  # thresholds to try in section 7, the same
 
 # %%
 import copy
@@ -45,6 +46,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib.ticker import NullFormatter
 from scipy.stats import spearmanr
 
 import nbtools
@@ -115,12 +117,12 @@ def loss_along(number: int, steps: torch.Tensor) -> list[float]:
 
 order = saliency_of_layer.argsort(descending=True)
 chosen = {"highest saliency": order[0], "median": order[len(order) // 2], "lowest": order[-1]}
-steps = torch.linspace(-1, 1, 9, device=x.device) * float(conv.weight.detach().flatten(1).norm(dim=1).median())
+steps = torch.linspace(-0.25, 0.25, 9, device=x.device) * float(conv.weight.detach().flatten(1).norm(dim=1).median())
 figure, axis = plt.subplots(figsize=(7, 3.6))
 for (name, number), color in zip(chosen.items(), (plots.RED, plots.PURPLE, plots.GREEN), strict=True):
     slope = float(saliency_of_layer[number])
     axis.plot(steps.cpu(), loss_along(int(number), steps), "o-", ms=4, color=color, label=f"{name}, {slope:.1e}")
-    axis.plot(steps.cpu(), float(loss) + slope * steps.cpu(), "--", lw=1, color=color)
+    axis.plot(steps.cpu(), float(loss.detach()) + slope * steps.cpu(), "--", lw=1, color=color)
 axis.set(xlabel="step along the filter's own gradient (length in weight space)", ylabel="clean loss")
 axis.legend(frameon=False, fontsize=9, title="filter, saliency")
 axis.set_title(f"Saliency is the slope of the clean loss ({layer})")
@@ -212,7 +214,8 @@ print(f"{layer}: float32 in the package and float64 above differ by {off:.0e}")
 # %% [markdown]
 # Here is every filter's saliency, over its layer's mean. The evaluator marks the filters that the trigger really moves,
 # by *trigger-activated change* as in notebook 02: in each layer the three highest TACs are ringed. On the clean twin
-# the same trigger moves filters too, only less; it is our control.
+# the same trigger moves filters too, only less; it is our control. What lies at the lower edge is dead: no gradient at
+# all.
 #
 # > **Predict first.** On the left, will the rings lie high, low, or anywhere?
 
@@ -303,7 +306,7 @@ figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.1))
 for axis, trained in zip(axes, both, strict=True):
     of_model = forms[trained.name]
     table = pd.DataFrame({a: {b: mean_rank_correlation(of_model[a], of_model[b]) for b in of_model} for a in of_model})
-    plots.heat(axis, table, "rank correlation", form=".2f")
+    plots.heat(axis, table, "rank correlation", form=".2f", limits=(0, 1))
     axis.set_title(trained.name)
     axis.tick_params(axis="y", labelrotation=0)
 figure.suptitle("How alike the three forms rank the filters", x=0.01, ha="left", fontweight="bold")
@@ -322,7 +325,7 @@ plots.show(figure, "Two 3 x 3 heat maps: rank correlation between the three form
 # but one could as well argue that a backdoor filter, being strong, has a strong gradient. So we let TAC decide.
 
 # %%
-from nbtools.scores import EPSILON, SIGNS, suspiciousness
+from nbtools.scores import EPSILON, suspiciousness
 
 
 def low_is_suspicious(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -361,43 +364,87 @@ plots.show(
 # Above zero, low saliency goes with what the trigger moves; below zero, the other sign would have done better in that
 # layer. A difference between the poisoned model's lines and the twin's is what a defender could use.
 #
-# The term does not work alone: in the score it multiplies the spectral norm, and most of the layer's quiet filters are
-# then out of the race. So here is the sign once more, alone and behind the norm, in stages 3 and 4.
+# ## 6. Behind the norm
+#
+# Alone, the term has to find the trigger's filters in the whole layer. In the score its task is smaller: it multiplies
+# the spectral norm, and only has to say which of the *loud* filters the clean images need,
+#
+# $$\tilde\sigma_i \sqrt{\frac{1}{\tilde s_i + e}} \; > \; \mathrm{mean}_l + \mu \cdot \mathrm{std}_l .$$
+#
+# Here are four layers with both numbers. Above the dotted line the norm alone prunes, above the solid line norm and
+# saliency together. Right of the crossing, between the lines, lie loud filters that the clean images need, and that the
+# term rescues; left of it are quieter ones that nobody clean needs, and that it adds. The darker a point, the more the
+# trigger moves that filter.
 
 # %%
-named = {
-    "saliency alone": {"saliency": 1},
-    "norm and saliency": {"sigma": 1, "saliency": 1},
-    "all four terms": dict(SIGNS),
+from nbtools.pruning import pruned_copy, threshold
+
+signs_of = {
+    "norm alone": {"sigma": 1},
+    "norm, low saliency suspicious (ours)": {"sigma": 1, "saliency": -1},
+    "norm, high saliency suspicious": {"sigma": 1, "saliency": 1},
 }
-rows = []
-for what, signs in named.items():
-    for sign, word in ((-1, "low is suspicious (ours)"), (0, "left out"), (1, "high is suspicious")):
-        tried = {**signs, "saliency": sign}
-        if any(tried.values()):
-            deep = pd.DataFrame(agreement(suspiciousness(parts[poisoned.name], tried), truth[poisoned.name])).T.loc[
-                last
-            ]
-            rows.append({"score": what, "saliency": word, **deep.mean()})
-signs_table = pd.DataFrame(rows)
-signs_table.pivot(index="score", columns="saliency", values=["spearman", "precision"]).loc[list(named)].round(2)
+tried = {name: suspiciousness(parts[poisoned.name], signs) for name, signs in signs_of.items()}
+alone, with_saliency, _ = tried.values()
+
+figure, axes = plt.subplots(1, 4, figsize=(11, 3.4), sharey=True)
+for axis, name in zip(axes, last[1::2], strict=True):
+    across = (saliency[poisoned.name][name] / saliency[poisoned.name][name].mean()).cpu()
+    rank = truth[poisoned.name][name].argsort().argsort().cpu() / len(across)
+    points = axis.scatter(across, alone[name].cpu(), c=rank, cmap="viridis_r", s=14, vmin=0, vmax=1)
+    limits = [float(s[name].mean() + mu * s[name].std()) for s in (alone, with_saliency)]
+    line = torch.logspace(float(across.clamp_min(1e-2).log10().min()), float(across.log10().max()), 50)
+    axis.axhline(limits[0], color="black", ls=":", lw=1.2, label="norm alone")
+    axis.plot(line, limits[1] * (line + EPSILON).sqrt(), color="black", lw=1.2, label="norm and low saliency")
+    axis.set(xscale="log", yscale="log")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_title(name, fontsize=10)
+axes[0].set_ylabel("spectral norm / the layer's mean")
+axes[0].legend(frameon=False, fontsize=8, loc="lower right", title="prunes above", title_fontsize=8)
+figure.supxlabel("saliency / the layer's mean", fontsize=10)
+figure.colorbar(points, ax=axes, label="rank of TAC in the layer")
+figure.suptitle(f"{poisoned.name}, mu = {mu:g}: what each rule prunes", x=0.01, ha="left", fontweight="bold")
+plots.show(
+    figure, "Scatter plots of four layers: saliency across, spectral norm upwards, coloured by TAC, two thresholds."
+)
 
 # %% [markdown]
-# ## 6. Pruning by saliency alone
+# The sign can now be judged twice: by agreement with TAC in stages 3 and 4, and by pruning the poisoned model with
+# each rule.
+#
+# > **Predict first.** With the sign turned, the rule prunes what is loud *and* what the clean images need. What will
+# > that do to ACC, and to ASR?
+
+# %%
+rows = []
+for name, score in tried.items():
+    deep = pd.DataFrame(agreement(score, truth[poisoned.name])).T.loc[last].mean()
+    mask = threshold(score, mu)
+    after = poisoned.evaluate(pruned_copy(poisoned.model, mask))
+    rows.append(
+        {"rule": name, "rank corr.": deep.spearman, "top ten": deep.precision, "pruned": mask.count, **after.row()}
+    )
+ablation = pd.DataFrame(rows).set_index("rule")
+ablation.round({"rank corr.": 2, "top ten": 2, "acc": 1, "asr": 1, "ra": 1})
+
+# %% [markdown]
+# The two judges need not agree: the rank correlation looks at the whole layer, pruning only at its top end, and what
+# pruning breaks is not in TAC at all. If the sign is right, it shows in `acc` and `asr` together.
+#
+# ## 7. Pruning by saliency alone
 #
 # We prune where $1 / (\tilde s_i + e)$ exceeds its layer's $\mathrm{mean} + \mu \cdot \mathrm{std}$.
 #
 # > **Predict first.** By its making, this prunes what the clean loss hardly depends on. Will the clean accuracy stay?
 
 # %%
-from nbtools.pruning import pruned_copy, threshold
-
 rows = []
 for trained in both:
-    for mu in mus:
-        mask = threshold(scores[trained.name], mu)
+    for level in mus:
+        mask = threshold(scores[trained.name], level)
         after = trained.evaluate(pruned_copy(trained.model, mask))
-        rows.append({"model": trained.name, "mu": mu, "pruned": mask.count, **after.row()})
+        rows.append({"model": trained.name, "mu": level, "pruned": mask.count, **after.row()})
 sweep = pd.DataFrame(rows)
 run.save_rows(sweep, "03_saliency")
 sweep.pivot(index="mu", columns="model", values=["acc", "asr", "pruned"]).round(1)
@@ -414,13 +461,13 @@ plots.show(
 # defence; its use, if any, is as a factor beside the others.
 
 # %% [markdown]
-# ## 7. Another draw of clean images
+# ## 8. Another draw of clean images
 #
 # The defender's images are few, and the gradient is the word of a part of them. How much of the ranking survives when
 # other images are drawn?
 
 # %%
-count = draws or run.profile.draws
+count = max(draws or run.profile.draws, 2)
 figure, axis = plt.subplots(figsize=(8.5, 3.8))
 stability = {}
 for kind in SALIENCY_LOSSES:
@@ -440,7 +487,7 @@ print("mean over the layers:  " + "  ".join(f"{kind} {value:.2f}" for kind, valu
 # One means that the draw does not matter; what is missing to one is noise that goes straight into the score.
 
 # %% [markdown]
-# ## 8. Exercises
+# ## 9. Exercises
 #
 # **Exercise 1** (easy, 5 minutes). Section 4 says that the cross-entropy's gradient at the logits is
 # $p - \mathrm{onehot}(y)$. Compute its length for each clean image from `z` and `y`, without autograd.
@@ -472,7 +519,7 @@ checks.same(
 )
 
 # %% [markdown]
-# ## 9. What we saw, and what this does not show
+# ## 10. What we saw, and what this does not show
 #
 # - One backward pass over a few clean images gives every filter a number: the slope of the clean loss. The figures
 #   above say how well a low slope goes with what the trigger moves, and the sweep what pruning by it costs.

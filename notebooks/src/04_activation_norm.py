@@ -1,0 +1,515 @@
+# %% [markdown]
+# # 04 · Activation norm
+#
+# At the end of this notebook you have looked at what filters answer to clean images, and to the trigger; and you can
+# say how far silence on clean images gives a backdoor away.
+#
+# Papers: *suspiciousness score* ([arXiv 2311.07417](https://arxiv.org/abs/2311.07417)), whose third term this is;
+# fine-pruning (Liu et al., RAID 2018, [arXiv 1805.12185](https://arxiv.org/abs/1805.12185)), which first pruned dormant
+# filters. **The formula is reconstructed from the first paper's summary**, which names "activation values" and no more:
+# that it is the map's norm, taken behind the ReLU, and that *low* is suspicious, are our choices.
+
+# %% [markdown]
+# > **You will learn**
+# > - how to look into a network: the maps of its filters, caught by a hook
+# > - what the mean norm of a map says, and which filters are dormant
+# > - which filters a trigger lights up, and whether they are the dormant ones
+# >
+# > **Read before**: [03 · Saliency](03_saliency.ipynb) ·
+# > **minutes to read**: 15 · **to run**: printed at the very end
+#
+# | who | knows here | does |
+# |---|---|---|
+# | attacker | training set | put the trigger on a few training images |
+# | defender | the model and a few **clean images**, no label needed | measures the maps, prunes |
+# | evaluator | test set and trigger | shows what the trigger lights up; reports ACC, ASR and TAC |
+
+# %% tags=["parameters"]
+profile = ""  # quick, laptop or paper; "" is paper with a GPU, quick without
+attack = "badnets"  # badnets, blended, sig or wanet
+poison_rate = 0.05  # share of the training set that carries the trigger
+target = 0  # the class that the trigger leads to
+seed = 0  # of data, initial weights and training
+width = 0  # channels of the first stage; 0 is what the profile says
+epochs = 0  # 0 is what the profile says
+samples_per_class = 10  # the defender's clean images of each class
+draw = 0  # which draw of the clean images
+draws = 0  # draws to compare in section 7, at least 2; 0 is what the profile says
+mu = 2.0  # threshold of the comparison with the norm, standard deviations above the layer's mean
+mus = [1.0, 2.0, 3.0]  # thresholds to try for the term alone, the same
+
+# %%
+import itertools
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+
+import nbtools
+from nbtools import checks, plots
+from nbtools.evaluation import agreement, tac
+from nbtools.images import Images, draw_clean
+from nbtools.models import prunable_units
+
+plots.style()
+run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
+poisoned = run.model(attack, poison_rate, target)
+clean_twin = run.clean_model(attack, target)
+both = (poisoned, clean_twin)
+clean = run.draw(samples_per_class, draw=draw)
+units = prunable_units(poisoned.model)
+before = {model.name: model.before.row() for model in both}
+print(f"the defender holds {len(clean)} clean images")
+pd.DataFrame(before).T.round(1)
+
+# %% [markdown]
+# | in the papers, and on this page | here |
+# |---|---|
+# | $A_i(x)$, the map of filter $i$, behind batch norm and ReLU | `nbtools.activations.watch` |
+# | $a_i$, the mean norm of the map | `nbtools.scores.components(...).activation` |
+# | $1 / (\tilde a_i + e)$, with $\tilde a$ the norm over its layer's mean | `suspiciousness` with one sign only |
+# | $\mathrm{mean}_l + \mu \cdot \mathrm{std}_l$ | `nbtools.pruning.threshold` |
+# | TAC, trigger-activated change | `nbtools.evaluation.tac`, the evaluator's |
+
+# %% [markdown]
+# ## 1. What a filter answers
+#
+# A filter slides over its input and leaves a *map*: at each position, how strongly it found there what it looks for.
+# PyTorch lets us listen in: a *forward hook* on the batch norm gets its output at every call. The ReLU comes after it,
+# so we apply it ourselves.
+
+
+# %%
+@torch.no_grad()
+def maps_of(model: torch.nn.Module, layer: str, images: torch.Tensor) -> torch.Tensor:
+    """The maps of one layer's filters, behind batch norm and ReLU: [images, filters, h, w]."""
+    caught = []
+    bn = model.get_submodule(bn_of[layer])
+    handle = bn.register_forward_hook(lambda module, inputs, output: caught.append(output.relu()))
+    try:
+        model(images)
+    finally:
+        handle.remove()
+    return caught[0]
+
+
+bn_of = {unit.conv: unit.bn for unit in units}
+early, late = "layer1.0.conv1", "layer4.0.conv1"  # the layers that we look at closely
+few = clean.subset(torch.arange(0, len(clean), max(len(clean) // 4, 1))[:4])
+for layer in (early, late):
+    print(f"{layer}: {few.floats().shape} -> {maps_of(poisoned.model, layer, few.floats()).shape}")
+
+
+# %%
+def draw_maps(images: Images, maps: torch.Tensor, filters: list[int], title: str) -> plt.Figure:
+    """One row an image: the image, then the maps of the given filters; each filter has one grey scale."""
+    figure, axes = plt.subplots(len(images), 1 + len(filters), figsize=(1.05 * (1 + len(filters)), 1.12 * len(images)))
+    for row, axis_row in enumerate(axes):
+        axis_row[0].imshow(plots.pixels(images.images[row]))
+        for axis, number in zip(axis_row[1:], filters, strict=True):
+            brightest = float(maps[:, number].amax().clamp_min(1e-6))
+            axis.imshow(maps[row, number].cpu(), cmap="magma", vmin=0, vmax=brightest)
+            if row == 0:
+                axis.set_title(f"filter {number}", fontsize=8, fontweight="normal", loc="center")
+        for axis in axis_row:
+            axis.set(xticks=[], yticks=[])
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+for layer, what in ((early, "edges and colours, where they are"), (late, "few positions, found or not found")):
+    maps = maps_of(poisoned.model, layer, few.floats())
+    filters = list(range(0, maps.shape[1], max(maps.shape[1] // 8, 1)))[:8]
+    plots.show(
+        draw_maps(few, maps, filters, f"{layer}: {what}"),
+        f"Four clean images, each with the maps of eight filters of {layer} beside it.",
+    )
+
+# %% [markdown]
+# Go down a column: how differently does one filter answer four images? And go along a row: which filters stay black? A
+# filter that stays black on the clean images does nothing for them.
+
+# %% [markdown]
+# ## 2. One number a filter
+#
+# The map's Frobenius norm says how loudly the filter answered one image, and the mean over the clean images how loudly
+# it answers in general:
+#
+# $$a_i = \frac{1}{n} \sum_{x \in D} \big\lVert A_i(x) \big\rVert_F$$
+#
+# For one layer, image by image. The images are sorted by class and the filters by their mean norm, so that vertical
+# bands are classes.
+
+# %%
+maps = maps_of(poisoned.model, late, clean.floats())
+loudness = maps.flatten(2).norm(dim=2)  # [images, filters]
+norm_of_layer = loudness.mean(0)  # [filters]
+
+figure, axis = plt.subplots(figsize=(9, 3.6))
+order = norm_of_layer.argsort(descending=True)
+picture = axis.imshow(loudness[:, order].T.cpu(), aspect="auto", cmap="magma", interpolation="nearest")
+ends = torch.bincount(clean.labels.cpu(), minlength=clean.num_classes).cumsum(0)
+starts = [0, *ends[:-1].tolist()]
+axis.set_xticks([(a + b) / 2 - 0.5 for a, b in zip(starts, ends.tolist(), strict=True)], clean.classes, fontsize=8)
+for start in starts[1:]:
+    axis.axvline(start - 0.5, color="white", lw=0.6)
+axis.set(ylabel=f"filters of {late}, loudest first", xlabel="clean images, by class")
+axis.set_title("Most filters answer to some classes and not to others")
+figure.colorbar(picture, label="norm of the map")
+plots.show(figure, "Heat map: norm of each filter's map for each clean image, images sorted by class.")
+
+# %% [markdown]
+# Now all layers, in one forward pass. `watch` hangs a hook like ours on every unit; nothing but running sums is kept,
+# so it does not matter how many images there are.
+
+# %%
+from nbtools.activations import watch
+
+
+@torch.no_grad()
+def activation_norms(model: torch.nn.Module, images: Images) -> dict[str, torch.Tensor]:
+    """The mean norm of every filter's map, from one pass over the images."""
+    total = dict.fromkeys(bn_of, 0.0)
+
+    def see(name: str, maps: torch.Tensor) -> None:
+        total[name] = total[name] + maps.flatten(2).norm(dim=2).sum(0, dtype=torch.float64)
+
+    with watch(model, units, see):
+        for batch in images.floats().split(100):
+            model(batch)
+    return {name: value / len(images) for name, value in total.items()}
+
+
+from nbtools.scores import components
+
+parts = {model.name: components(model.model, clean) for model in both}
+activation = {name: part.activation for name, part in parts.items()}
+for model in both:
+    for name, value in activation_norms(model.model, clean).items():
+        torch.testing.assert_close(value, activation[model.name][name], rtol=1e-4, atol=1e-6)
+torch.testing.assert_close(norm_of_layer.double(), activation[poisoned.name][late], rtol=1e-4, atol=1e-6)
+print(f"one layer, one pass over the network and nbtools.scores.components agree on {len(units)} layers")
+
+# %% [markdown]
+# ## 3. Dormant filters
+#
+# Fine-pruning starts from an observation: on clean images part of a network's filters hardly answers at all. Its
+# authors argue that a backdoor lives there: the attacker's training found free room in filters that the clean task does
+# not use. So here is how many there are. We count a filter as dormant if its norm is below a tenth of its layer's mean.
+#
+# > **Predict first.** Does the poisoned model have more dormant filters than its clean twin?
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2))
+dormant = {}
+for model, color in zip(both, (plots.POISONED, plots.CLEAN), strict=True):
+    relative = {name: value / value.mean() for name, value in activation[model.name].items()}
+    dormant[model.name] = {name: 100 * float((value < 0.1).double().mean()) for name, value in relative.items()}
+    axes[0].plot(
+        list(dormant[model.name]), list(dormant[model.name].values()), "o-", ms=4, color=color, label=model.name
+    )
+    ranked = relative[late].sort(descending=True).values.cpu()
+    axes[1].plot(torch.linspace(0, 100, len(ranked)), ranked, color=color, label=model.name)
+    everything = torch.cat(list(relative.values()))
+    print(f"{model.name}: {int((everything < 0.1).sum())} of {len(everything)} filters are dormant")
+axes[0].set(ylabel="dormant filters (%)", title="Dormant filters, layer by layer")
+axes[0].tick_params(axis="x", labelrotation=90, labelsize=8)
+axes[1].axhline(0.1, color=plots.GREY, ls=":")
+axes[1].set(xlabel="filters, loudest first (%)", ylabel="norm / the layer's mean", title=f"All filters of {late}")
+for axis in axes:
+    axis.legend(frameon=False, fontsize=9)
+plots.show(figure, "Left: share of dormant filters by layer. Right: sorted norms of one layer. Poisoned and twin.")
+
+# %% [markdown]
+# ## 4. The filters that the trigger lights up
+#
+# So far we were the defender. Now the evaluator puts the trigger on test images and shows the same filters again. For
+# a middle and a late layer these are the three filters with the highest *trigger-activated change*: before, after, and
+# under each map its norm. Before and after share one grey scale.
+
+# %%
+others = draw_clean(run.splits.test, samples_per_class=20, seed=seed)
+others = others.subset(others.labels != target)
+truth = {model.name: tac(model.model, others, model.trigger) for model in both}
+
+
+def light_up(trained: object, layer: str, images: Images, top: int = 3) -> plt.Figure:
+    """Image and triggered image, then the maps of the filters that the trigger moves most, before and after."""
+    pairs = [images.floats(), trained.trigger(images.floats())]
+    maps = [maps_of(trained.model, layer, pictures) for pictures in pairs]
+    columns = 2 + 2 * top
+    figure, axes = plt.subplots(len(images), columns, figsize=(1.2 * columns, 1.42 * len(images) + 0.5))
+    for row, axis_row in enumerate(axes):
+        for axis, pictures, name in zip(axis_row, pairs, ("clean", "triggered"), strict=False):
+            axis.imshow(plots.pixels(pictures[row]))
+            axis.set_title(name if row == 0 else "", fontsize=9, fontweight="normal", loc="center")
+        for place, number in enumerate(truth[trained.name][layer].topk(top).indices.tolist()):
+            brightest = max(float(m[:, number].amax()) for m in maps)
+            for axis, m, name in zip(axis_row[2 + 2 * place :], maps, ("before", "after"), strict=False):
+                axis.imshow(m[row, number].cpu(), cmap="magma", vmin=0, vmax=max(brightest, 1e-6))
+                axis.set_title(
+                    f"filter {number}\n{name}" if row == 0 else "", fontsize=9, fontweight="normal", loc="center"
+                )
+                axis.set_xlabel(f"{float(m[row, number].norm()):.1f}", fontsize=8, labelpad=1)
+        for axis in axis_row:
+            axis.set(xticks=[], yticks=[])
+    figure.suptitle(f"{trained.name}, {layer}: what the trigger changes most", x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+seen = others.subset(torch.arange(0, len(others), max(len(others) // 4, 1))[:4])
+for trained, layer in ((poisoned, "layer2.1.conv1"), (poisoned, late), (clean_twin, late)):
+    plots.show(
+        light_up(trained, layer, seen),
+        f"Four test images without and with the trigger, and three filters' maps of {layer} before and after.",
+    )
+
+# %% [markdown]
+# In the middle layer the maps still have the image's geometry: look where the change sits, and whether it is where the
+# trigger is. In the late layer there is next to no geometry left: look whether the *same* filters light up for every
+# image, whatever it shows. Then compare with the twin in the last figure, the numbers rather than the colours: its
+# grey scale is its own.
+#
+# All filters at once: across, a filter's norm on clean test images; upwards, on the same images with the trigger. On
+# the diagonal nothing changes.
+#
+# > **Predict first.** Will the filters far above the diagonal start from the left edge (dormant), or from the middle?
+
+# %%
+from nbtools.triggers import stamp
+
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.4), sharex=True, sharey=True)
+rise = {}
+for axis, trained, color in zip(axes, both, (plots.POISONED, plots.CLEAN), strict=True):
+    quiet = activation_norms(trained.model, others)
+    lit = activation_norms(trained.model, stamp(trained.trigger, others))
+    top = truth[trained.name][late].topk(3).indices.cpu()
+    scale = float(quiet[late].mean())
+    across, upwards = quiet[late].cpu() / scale, lit[late].cpu() / scale
+    axis.scatter(across, upwards, s=14, color=color, alpha=0.6, linewidth=0)
+    axis.scatter(across[top], upwards[top], s=70, facecolor="none", edgecolor="black", linewidth=0.9)
+    axis.axline((0, 0), slope=1, color=plots.GREY, lw=1)
+    axis.set(title=trained.name, xlabel="norm on clean images / the layer's mean")
+    rise[trained.name] = float((truth[trained.name][late].topk(3).values / quiet[late].mean()).mean())
+    print(f"{trained.name}: the three ringed filters' TAC is {rise[trained.name]:.2f} times their layer's mean norm")
+axes[0].set_ylabel("norm on triggered images / the same mean")
+figure.suptitle(
+    f"{late}: what the trigger lights up (ringed: the three highest TACs)", x=0.01, ha="left", fontweight="bold"
+)
+plots.show(figure, "Scatter: norm with the trigger against norm without, one point a filter, poisoned model and twin.")
+
+# %% [markdown]
+# ## 5. Is silence suspicious?
+#
+# The term in the score follows fine-pruning: low is suspicious, so it divides [ours],
+#
+# $$\frac{1}{\tilde a_i + e}, \qquad \tilde a_i = \frac{a_i}{\mathrm{mean}_l(a)}, \quad e = 0.01$$
+#
+# The evaluator's figure above hints at how well that can work. Now layer by layer, against TAC, with two variants: the
+# maps before the ReLU, and the mean of the map instead of its norm, which is what fine-pruning measures.
+
+
+# %%
+from nbtools.scores import EPSILON, suspiciousness
+
+
+def low_is_suspicious(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """1 / (a over its layer's mean + e): high where a filter is silent on the clean images."""
+    return {name: 1 / (value / value.mean() + EPSILON) for name, value in values.items()}
+
+
+scores = {model.name: low_is_suspicious(activation[model.name]) for model in both}
+for name, value in suspiciousness(parts[poisoned.name], {"activation": -1}, root=False).items():
+    torch.testing.assert_close(scores[poisoned.name][name], value)
+
+last = [unit.conv for unit in units if unit.conv.startswith(("layer3", "layer4")) and not unit.shortcut]
+plots.show(
+    plots.score_against_tac(
+        scores[poisoned.name],
+        truth[poisoned.name],
+        last,
+        "1 / (norm / mean + 0.01)",
+        f"{poisoned.name}: the filters that the trigger moves, and how silent they were",
+    ),
+    "Scatter plots, one a layer of stages three and four: TAC across, the inverse of the norm upwards.",
+)
+
+# %%
+means = dict.fromkeys(bn_of, 0.0)
+
+
+def add_means(name: str, maps: torch.Tensor) -> None:
+    """Sum up the mean of every map, fine-pruning's measure."""
+    means[name] = means[name] + maps.double().mean((2, 3)).sum(0) / len(clean)
+
+
+with torch.no_grad(), watch(poisoned.model, units, add_means):
+    for batch in clean.floats().split(100):
+        poisoned.model(batch)
+before_relu = components(poisoned.model, clean, after_relu=False).activation
+lines = {
+    "low norm (the score's term)": agreement(scores[poisoned.name], truth[poisoned.name]),
+    "low norm, before the ReLU": agreement(low_is_suspicious(before_relu), truth[poisoned.name]),
+    "low mean (fine-pruning)": agreement(low_is_suspicious(means), truth[poisoned.name]),
+    "the clean twin: low norm": agreement(scores[clean_twin.name], truth[clean_twin.name]),
+}
+plots.show(
+    plots.agreement_by_layer(lines, "Agreement of silence with TAC, layer by layer"),
+    "Two line charts over the layers: rank correlation with TAC, and precision among the top ten.",
+)
+pd.DataFrame({name: pd.DataFrame(table).T.loc[last].mean() for name, table in lines.items()}).T.round(2)
+
+# %% [markdown]
+# The table is the mean over stages 3 and 4 without the shortcuts. Read the two columns apart. TAC is a *change*, and a
+# filter that is loud anyway has more to change, trigger or no trigger; that pulls the rank correlation of silence below
+# zero, and the twin's line shows how far without any backdoor. What a threshold prunes is only the top end, and that is
+# the precision's column.
+#
+# ## 6. Pruning by silence alone
+#
+# > **Predict first.** A dormant filter does nothing for clean images. Is it free to prune?
+
+# %%
+from nbtools.pruning import pruned_copy, threshold
+
+rows = []
+for trained in both:
+    for level in mus:
+        mask = threshold(scores[trained.name], level)
+        after = trained.evaluate(pruned_copy(trained.model, mask))
+        rows.append({"model": trained.name, "mu": level, "pruned": mask.count, **after.row()})
+sweep = pd.DataFrame(rows)
+run.save_rows(sweep, "04_activation_norm")
+sweep.pivot(index="mu", columns="model", values=["acc", "asr", "pruned"]).round(1)
+
+# %%
+plots.show(
+    plots.pruning_sweep(sweep, before, "Pruning by silence alone: what it breaks, and what it costs"),
+    "ACC and ASR against mu for the poisoned model and the clean twin.",
+)
+
+# %% [markdown]
+# Left: is there a threshold at which orange is down and blue still up? Right: what is paid where nothing needs repair?
+# The threshold prunes in every layer at once; fine-pruning takes the last convolution only, one filter after the other,
+# and stops when the accuracy on its clean images falls.
+#
+# In the score the term does not work alone. It multiplies the spectral norm of notebook 02, and only has to say which
+# of the *loud* filters the clean images use: a filter that can be loud and stays silent waits for something. So once
+# more, behind the norm: without the term, with our sign, and with the sign turned.
+
+# %%
+rows = []
+for name, signs in {
+    "norm alone": {"sigma": 1},
+    "norm, silence suspicious (ours)": {"sigma": 1, "activation": -1},
+    "norm, loudness suspicious": {"sigma": 1, "activation": 1},
+}.items():
+    mask = threshold(suspiciousness(parts[poisoned.name], signs), mu)
+    rows.append({"rule": name, "pruned": mask.count, **poisoned.evaluate(pruned_copy(poisoned.model, mask)).row()})
+pd.DataFrame(rows).set_index("rule").round(1)
+
+# %% [markdown]
+# Compare `acc` and `asr` of the first two rows: what the term adds, it adds by leaving filters alone that clean images
+# use. The third row says whether the sign is right.
+#
+# ## 7. Another draw of clean images
+#
+# The number also depends on which images were drawn. How much of the ranking is left with other images, and with one
+# image a class instead of many?
+
+# %%
+count = max(draws or run.profile.draws, 2)
+figure, axis = plt.subplots(figsize=(8.5, 3.8))
+stability = {}
+for number, color in ((1, plots.GREEN), (samples_per_class, plots.PURPLE)):
+    of_draws = [activation_norms(poisoned.model, run.draw(number, draw=d)) for d in range(count)]
+    pairs = list(itertools.combinations(of_draws, 2))
+    by_layer = {n: sum(spearmanr(a[n].cpu(), b[n].cpu()).statistic for a, b in pairs) / len(pairs) for n in bn_of}
+    stability[number] = sum(by_layer.values()) / len(by_layer)
+    axis.plot(list(by_layer), list(by_layer.values()), "o-", ms=4, color=color, label=f"{number} a class")
+axis.set(ylabel="rank correlation between draws", ylim=(min(0, axis.get_ylim()[0]), 1.02))
+axis.tick_params(axis="x", labelrotation=90, labelsize=8)
+axis.legend(frameon=False, fontsize=9, title="clean images")
+axis.set_title(f"The ranking by activation norm, from {count} draws ({poisoned.name})")
+plots.show(figure, "Line chart over the layers: rank correlation of the activation norm between draws.")
+print("mean over the layers:  " + "  ".join(f"{n} a class {value:.2f}" for n, value in stability.items()))
+
+# %% [markdown]
+# ## 8. Exercises
+#
+# **Exercise 1** (easy, 5 minutes). For each filter of `late`, on what share of the clean images does it answer nothing
+# at all, a map of zeros? Compute it from `maps` `[images, filters, h, w]`.
+
+# %%
+silent_share = ...  # your answer, [filters]
+
+checks.same(
+    silent_share,
+    (maps.amax((2, 3)) == 0).double().mean(0),
+    "a map behind the ReLU is all zero where its largest value is zero; take the mean over the images last",
+)
+
+# %% [markdown]
+# **Exercise 2** (medium, 15 minutes). Take the filter of `late` that the trigger moves most. Whose filter is it on
+# clean images? Compute its mean norm for each class, from `loudness` `[images, filters]` and `clean.labels`.
+
+# %%
+moved_most = int(truth[poisoned.name][late].argmax())
+norm_by_class = ...  # your answer, [classes]
+
+checks.same(
+    norm_by_class,
+    torch.stack([loudness[clean.labels == label, moved_most].mean() for label in range(clean.num_classes)]),
+    "choose the rows of one class, the column of the filter, and take the mean; one number a class",
+)
+
+# %% [markdown]
+# ## 9. What we saw, and what this does not show
+#
+# - Hooks turn a network into pictures. The trigger's filters can be *seen*: by the evaluator, who holds the trigger.
+# - The defender sees clean images only. The mean norm tells him which filters those images leave cold; the figures
+#   above say how many of the trigger's filters are among them.
+# - It does **not** show that a backdoor must be dormant: nothing stops it from using filters that are busy with clean
+#   images. And it does **not** show that a dormant filter is guilty: some never learned a thing.
+#
+# **For the reading group**
+# 1. The authors of fine-pruning also describe an attacker who prunes first and poisons then. What does he gain?
+# 2. Batch norm gives every filter the same spread before the ReLU (up to $\gamma$ and $\beta$). How can a filter be
+#    dormant at all?
+# 3. Would you measure the norm on images of all classes, or on one class at a time? What would the second tell you?
+#
+# **Further reading**: Liu et al., *Fine-pruning* (1805.12185): dormant filters, pruning, and why fine-tuning has to
+# follow. Zheng et al., *Data-free backdoor removal based on channel Lipschitzness* (2208.03111): trigger-activated
+# change, the measure that we hold every score against. Zeiler and Fergus, *Visualizing and understanding convolutional
+# networks* (1311.2901): the joy of looking at maps.
+
+# %% [markdown]
+# ## Solutions
+
+# %% tags=["solution", "hide-input"]
+silent_share = (maps.amax((2, 3)) == 0).double().mean(0)
+checks.true((silent_share >= 0).all() and (silent_share <= 1).all(), "a share lies between 0 and 1")
+print(f"{late}: a filter is silent on {100 * float(silent_share.mean()):.0f} % of the clean images, on average")
+
+norm_by_class = torch.stack([loudness[clean.labels == label, moved_most].mean() for label in range(clean.num_classes)])
+ranked = norm_by_class.argsort(descending=True).tolist()
+print(f"filter {moved_most}: loudest for class {clean.classes[ranked[0]]!r}; the target is {clean.classes[target]!r},")
+print(f"number {ranked.index(target) + 1} of {len(ranked)} by this filter's norm on clean images")
+
+# %% [markdown]
+# Previous: [03 · Saliency](03_saliency.ipynb) · Next: [05 · Correlation](05_correlation.ipynb)
+
+# %% tags=["check", "remove-cell"]
+limits = {
+    "quick": {"asr": 90, "twin_asr": 15, "rise": 1.5},
+    "laptop": {"asr": 90, "twin_asr": 15, "rise": 1.5},
+    "paper": {"asr": 90, "twin_asr": 15, "rise": 1.5},
+}[run.profile.name]
+assert poisoned.before.asr >= limits["asr"], f"the backdoor did not take: ASR {poisoned.before.asr:.1f}"
+assert clean_twin.before.asr <= limits["twin_asr"], f"the twin reacts to the trigger: ASR {clean_twin.before.asr:.1f}"
+for model in both:
+    assert all(bool(torch.isfinite(score).all()) for score in scores[model.name].values()), "every score is finite"
+assert rise[poisoned.name] >= limits["rise"] * rise[clean_twin.name], (
+    f"the trigger should light up the poisoned: {rise}"
+)

@@ -1,0 +1,490 @@
+# %% [markdown]
+# # 05 · Correlation
+#
+# At the end of this notebook you can say which filters of a layer say what others say as well, which go their own way,
+# and whether the trigger's are among the latter.
+#
+# Paper: *suspiciousness score* ([arXiv 2311.07417](https://arxiv.org/abs/2311.07417)), whose fourth term this is.
+# **The formula is reconstructed from the paper's summary**, which says that a filter's "relationship with other neurons
+# in the same layer" counts, and that *low* correlation is suspicious. That it is the mean absolute Pearson correlation,
+# over images and positions, is our choice.
+
+# %% [markdown]
+# > **You will learn**
+# > - how to correlate two filters, and what a whole layer's correlations look like
+# > - how to get them in one pass over any number of images, from sums that fit in a few matrices
+# > - how well going one's own way gives the trigger's filters away, and what pruning by it alone costs
+# >
+# > **Read before**: [04 · Activation norm](04_activation_norm.ipynb) ·
+# > **minutes to read**: 15 · **to run**: printed at the very end
+#
+# | who | knows here | does |
+# |---|---|---|
+# | attacker | training set | put the trigger on a few training images |
+# | defender | the model and a few **clean images**, no label needed | correlates the maps, prunes |
+# | evaluator | test set and trigger | correlates the maps under the trigger; reports ACC, ASR and TAC |
+
+# %% tags=["parameters"]
+profile = ""  # quick, laptop or paper; "" is paper with a GPU, quick without
+attack = "badnets"  # badnets, blended, sig or wanet
+poison_rate = 0.05  # share of the training set that carries the trigger
+target = 0  # the class that the trigger leads to
+seed = 0  # of data, initial weights and training
+width = 0  # channels of the first stage; 0 is what the profile says
+epochs = 0  # 0 is what the profile says
+samples_per_class = 10  # the defender's clean images of each class
+draw = 0  # which draw of the clean images
+draws = 0  # draws to compare in section 6, at least 2; 0 is what the profile says
+mu = 2.0  # threshold of the comparison with the norm, standard deviations above the layer's mean
+mus = [1.0, 2.0, 3.0]  # thresholds to try for the term alone, the same
+
+# %%
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+from scipy.stats import spearmanr
+
+import nbtools
+from nbtools import checks, plots
+from nbtools.activations import MapStatistics, watch
+from nbtools.evaluation import agreement, tac
+from nbtools.images import Images, draw_clean
+from nbtools.models import prunable_units
+
+plots.style()
+run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
+poisoned = run.model(attack, poison_rate, target)
+clean_twin = run.clean_model(attack, target)
+both = (poisoned, clean_twin)
+clean = run.draw(samples_per_class, draw=draw)
+units = prunable_units(poisoned.model)
+before = {model.name: model.before.row() for model in both}
+print(f"the defender holds {len(clean)} clean images")
+pd.DataFrame(before).T.round(1)
+
+# %% [markdown]
+# | in the paper, and on this page | here |
+# |---|---|
+# | $A_i(x)$, the map of filter $i$, behind batch norm and ReLU | `nbtools.activations.watch` |
+# | $\rho_{ij}$, Pearson's correlation of two maps | `nbtools.activations.MapStatistics.correlation_matrix` |
+# | $r_i$, the mean of $\lvert \rho_{ij} \rvert$ over the others | `nbtools.scores.components(...).correlation` |
+# | $1 / (\tilde r_i + e)$, with $\tilde r$ the correlation over its layer's mean | `suspiciousness`, one sign only |
+# | TAC, trigger-activated change | `nbtools.evaluation.tac`, the evaluator's |
+
+# %% [markdown]
+# ## 1. Two filters
+#
+# Two filters of a layer look at the same input. If both find the same thing, their maps rise and fall together, from
+# position to position and from image to image. Pearson's correlation measures that, whatever the maps' scale:
+#
+# $$\rho_{ij} = \frac{\mathrm{cov}(A_i, A_j)}{\sqrt{\mathrm{var}(A_i)\,\mathrm{var}(A_j)}},$$
+#
+# with covariance and variances over all images *and* positions. For one layer we can keep all maps at hand, lay each
+# filter's out as one long row, and let numpy do it.
+
+
+# %%
+@torch.no_grad()
+def maps_of(model: torch.nn.Module, layer: str, images: Images) -> torch.Tensor:
+    """The maps of one layer's filters, behind batch norm and ReLU: [images, filters, h, w]."""
+    caught = []
+    with watch(model, [unit for unit in units if unit.conv == layer], lambda name, maps: caught.append(maps)):
+        for batch in images.floats().split(100):
+            model(batch)
+    return torch.cat(caught)
+
+
+def matrix_of(maps: torch.Tensor) -> np.ndarray:
+    """Correlation of each pair of filters over images and positions; a dead map correlates with nothing."""
+    rows = maps.transpose(0, 1).flatten(1).double().cpu().numpy()  # [filters, images * h * w]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.nan_to_num(np.corrcoef(rows))
+
+
+layer = "layer3.1.conv1"  # the layer that we look at closely
+maps = maps_of(poisoned.model, layer, clean)
+matrix = matrix_of(maps)
+apart = np.abs(matrix - np.diag(np.diag(matrix)))  # the diagonal says nothing
+r_of_layer = apart.sum(1) / (len(matrix) - 1)
+first, second = np.unravel_index(apart.argmax(), apart.shape)
+alive = np.flatnonzero(np.diag(matrix) > 0.5)
+loner = alive[r_of_layer[alive].argmin()]
+print(f"{layer}: {len(matrix)} filters, {len(matrix) - len(alive)} of them dead on the clean images")
+print(f"filters {first} and {second} are the most alike: {matrix[first, second]:+.2f}")
+print(f"filter {loner} goes its own way: {r_of_layer[loner]:.2f} with the others, on average")
+
+# %% [markdown]
+# Here are these three on eight clean images. The first two should light up in the same places.
+
+# %%
+shown = torch.arange(0, len(clean), max(len(clean) // 8, 1))[:8]
+figure, axes = plt.subplots(4, len(shown), figsize=(1.15 * len(shown) + 1, 4.9))
+for column, index in enumerate(shown.tolist()):
+    axes[0, column].imshow(plots.pixels(clean.images[index]))
+    for row, number in enumerate((first, second, loner), start=1):
+        brightest = float(maps[shown.to(maps.device), number].amax().clamp_min(1e-6))
+        axes[row, column].imshow(maps[index, number].cpu(), cmap="magma", vmin=0, vmax=brightest)
+for axis, label in zip(axes[:, 0], ("image", f"filter {first}", f"filter {second}", f"loner, {loner}"), strict=True):
+    axis.set_ylabel(label, fontsize=9)
+for axis in axes.flat:
+    axis.set(xticks=[], yticks=[])
+figure.suptitle(f"{layer}: two filters that agree, and one that goes its own way", x=0.01, ha="left", fontweight="bold")
+plots.show(figure, "Eight clean images and below each the maps of three filters: a correlated pair and a loner.")
+
+# %% [markdown]
+# ## 2. A whole layer
+#
+# The matrix of all pairs is easier to read when similar filters are neighbours. Hierarchical clustering, with
+# $1 - \lvert\rho\rvert$ as the distance, puts them in order: blocks along the diagonal are groups that say the same.
+#
+# > **Predict first.** Does the poisoned model's layer look different from its clean twin's?
+
+# %%
+others = draw_clean(run.splits.test, samples_per_class=20, seed=seed)
+others = others.subset(others.labels != target)
+truth = {model.name: tac(model.model, others, model.trigger) for model in both}
+
+
+def clustered(matrix: np.ndarray) -> np.ndarray:
+    """The filters in an order in which correlated ones are neighbours."""
+    distance = 1 - np.abs(matrix)
+    np.fill_diagonal(distance, 0)
+    return leaves_list(linkage(squareform(distance, checks=False), "average"))
+
+
+def heat_map(axis: plt.Axes, matrix: np.ndarray, order: np.ndarray, top: list[int], title: str) -> object:
+    """The matrix in this order; arrows mark the filters in `top`."""
+    picture = axis.imshow(matrix[np.ix_(order, order)], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    for number in top:
+        place = int(np.flatnonzero(order == number)[0])
+        axis.annotate("", (len(order) - 0.5, place), (1.06 * len(order), place), arrowprops={"arrowstyle": "->"})
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(title, fontsize=10)
+    return picture
+
+
+matrices = {model.name: matrix_of(maps_of(model.model, layer, clean)) for model in both}
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.6))
+for axis, model in zip(axes, both, strict=True):
+    top = truth[model.name][layer].topk(3).indices.tolist()
+    picture = heat_map(axis, matrices[model.name], clustered(matrices[model.name]), top, f"{model.name}, clean images")
+figure.colorbar(picture, ax=axes, label="Pearson's correlation", shrink=0.8)
+figure.suptitle(f"{layer}: who agrees with whom (arrows: the three highest TACs)", x=0.01, ha="left", fontweight="bold")
+plots.show(figure, "Two clustered correlation matrices of a layer, poisoned model and clean twin, three rows marked.")
+
+# %% [markdown]
+# The arrows mark the filters that the trigger moves most (the evaluator's *trigger-activated change*, as in notebook
+# 02). Look along their rows: colour means company, white means none. Then the same filters in the same order, under the
+# trigger: it is one more thing that maps can have in common.
+
+# %%
+from nbtools.triggers import stamp
+
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.6))
+order = clustered(matrix_of(maps_of(poisoned.model, layer, others)))
+top = truth[poisoned.name][layer].topk(3).indices.tolist()
+company = {}
+for axis, (what, images) in zip(
+    axes, {"clean": others, "triggered": stamp(poisoned.trigger, others)}.items(), strict=True
+):
+    of_images = matrix_of(maps_of(poisoned.model, layer, images))
+    company[what] = np.abs(of_images[np.ix_(top, top)])[np.triu_indices(len(top), 1)].mean()
+    picture = heat_map(axis, of_images, order, top, f"{poisoned.name}, {what} test images")
+figure.colorbar(picture, ax=axes, label="Pearson's correlation", shrink=0.8)
+figure.suptitle(f"{layer}: does the trigger change who agrees with whom?", x=0.01, ha="left", fontweight="bold")
+plots.show(figure, "The same layer's correlation matrix on clean and on triggered test images, in the same order.")
+print("mean |correlation| between the three arrows: " + ", ".join(f"{k} {v:.2f}" for k, v in company.items()))
+
+# %% [markdown]
+# ## 3. All layers in one pass
+#
+# Keeping every map of every layer would fill the memory, and nothing needs it. Pearson's correlation can be had from
+# three sums that grow with each batch: the number of positions $n$, the sum of each filter's values, and the sum of the
+# products of each pair:
+#
+# $$\mathrm{cov}_{ij} = \frac{1}{n} \sum A_i A_j - \frac{1}{n^2} \sum A_i \sum A_j$$
+
+
+# %%
+def stream(model: torch.nn.Module, images: Images) -> dict[str, torch.Tensor]:
+    """Every layer's correlation matrix, from sums over one pass."""
+    sums = {unit.conv: [0, 0, 0] for unit in units}
+
+    def see(name: str, maps: torch.Tensor) -> None:
+        rows = maps.transpose(0, 1).flatten(1).double()  # [filters, images * h * w]
+        for place, new in enumerate((rows.shape[1], rows.sum(1), rows @ rows.T)):
+            sums[name][place] = sums[name][place] + new
+
+    with torch.no_grad(), watch(model, units, see):
+        for batch in images.floats().split(50):
+            model(batch)
+    found = {}
+    for name, (n, total, products) in sums.items():
+        covariance = products / n - torch.outer(total, total) / n**2
+        deviation = covariance.diagonal().clamp_min(0).sqrt()
+        scale = torch.where(deviation > 1e-6 * deviation.max(), 1 / deviation, 0)  # a dead map has no direction
+        found[name] = covariance * torch.outer(scale, scale)
+    return found
+
+
+streamed = stream(poisoned.model, clean)
+by_numpy = torch.from_numpy(matrix)
+torch.testing.assert_close(streamed[layer].cpu(), by_numpy, rtol=1e-4, atol=1e-5)
+print(f"sums and numpy.corrcoef agree on {layer} to {float((streamed[layer].cpu() - by_numpy).abs().max()):.0e}")
+
+# %% [markdown]
+# The difference of two large sums loses digits when a filter's mean is large beside its spread. We summed in float64;
+# the package shifts the values by the first batch's mean first, so that fast float32 products are enough.
+#
+# The term itself is the mean over the *other* filters of the absolute correlation:
+#
+# $$r_i = \frac{1}{C - 1} \sum_{j \neq i} \lvert \rho_{ij} \rvert$$
+
+# %%
+from nbtools.scores import EPSILON, components, suspiciousness
+
+parts = {model.name: components(model.model, clean) for model in both}
+correlation = {name: part.correlation for name, part in parts.items()}
+for name, found in streamed.items():
+    mine = (found.abs().sum(1) - found.diagonal()) / (len(found) - 1)
+    torch.testing.assert_close(mine, correlation[poisoned.name][name], rtol=1e-3, atol=1e-4)
+print(f"nbtools.scores.components gives the same r on {len(units)} layers")
+
+figure, axis = plt.subplots(figsize=(9.5, 3.9))
+for model, color, shift in zip(both, (plots.POISONED, plots.CLEAN), (-0.18, 0.18), strict=True):
+    generator = torch.Generator().manual_seed(0)
+    for column, (name, value) in enumerate(correlation[model.name].items()):
+        across = column + shift + 0.26 * (torch.rand(len(value), generator=generator) - 0.5)
+        label = model.name if column == 0 else None
+        axis.scatter(across, value.cpu(), s=7, color=color, alpha=0.4, linewidth=0, label=label)
+        top = truth[model.name][name].cpu().topk(3).indices
+        axis.scatter(across[top], value.cpu()[top], s=50, facecolor="none", edgecolor="black", linewidth=0.8)
+axis.set_xticks(range(len(units)), [unit.conv for unit in units], rotation=90, fontsize=8)
+axis.set(
+    ylabel="mean |correlation| with the others", xlabel="layer (ringed: the three highest TACs)", ylim=(-0.02, None)
+)
+axis.legend(frameon=False, fontsize=9, markerscale=2.5)
+axis.set_title("How much company each filter has")
+plots.show(figure, "Mean absolute correlation of every filter by layer, poisoned model and twin, top TACs ringed.")
+
+# %% [markdown]
+# ## 4. Is going one's own way suspicious?
+#
+# The argument: clean training spreads each feature over many filters, which therefore agree. The backdoor is a feature
+# of its own, and on clean images, where there is no trigger, the filters that serve it have nothing in common with the
+# others. So low correlation is suspicious, and the term divides:
+#
+# $$\frac{1}{\tilde r_i + e}, \qquad \tilde r_i = \frac{r_i}{\mathrm{mean}_l(r)}, \quad e = 0.01$$
+#
+# Against TAC, with two variants: the correlation before the ReLU, and with the *closest* companion only instead of the
+# mean over all.
+#
+# > **Predict first.** Where will the argument work best: in the early layers, in the middle, or in the last ones?
+
+
+# %%
+def low_is_suspicious(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """1 / (r over its layer's mean + e): high for a filter that goes its own way."""
+    return {name: 1 / (value / value.mean() + EPSILON) for name, value in values.items()}
+
+
+scores = {model.name: low_is_suspicious(correlation[model.name]) for model in both}
+for name, value in suspiciousness(parts[poisoned.name], {"correlation": -1}, root=False).items():
+    torch.testing.assert_close(scores[poisoned.name][name], value)
+
+last = [unit.conv for unit in units if unit.conv.startswith(("layer3", "layer4")) and not unit.shortcut]
+plots.show(
+    plots.score_against_tac(
+        scores[poisoned.name],
+        truth[poisoned.name],
+        last,
+        "1 / (correlation / mean + 0.01)",
+        f"{poisoned.name}: the filters that the trigger moves, and how alone they are",
+    ),
+    "Scatter plots, one a layer of stages three and four: TAC across, the inverse of the correlation upwards.",
+)
+
+# %%
+closest = {name: (found - torch.diag(found.diagonal())).abs().amax(1) for name, found in streamed.items()}
+before_relu = components(poisoned.model, clean, after_relu=False).correlation
+lines = {
+    "low mean |r| (the score's term)": agreement(scores[poisoned.name], truth[poisoned.name]),
+    "low mean |r|, before the ReLU": agreement(low_is_suspicious(before_relu), truth[poisoned.name]),
+    "low |r| with the closest": agreement(low_is_suspicious(closest), truth[poisoned.name]),
+    "the clean twin: low mean |r|": agreement(scores[clean_twin.name], truth[clean_twin.name]),
+}
+plots.show(
+    plots.agreement_by_layer(lines, "Agreement of going one's own way with TAC, layer by layer"),
+    "Two line charts over the layers: rank correlation with TAC, and precision among the top ten.",
+)
+pd.DataFrame({name: pd.DataFrame(table).T.loc[last].mean() for name, table in lines.items()}).T.round(2)
+
+# %% [markdown]
+# The table is the mean over stages 3 and 4 without the shortcuts. Above zero (and, in the precision, above chance)
+# going one's own way goes with what the trigger moves. What only the poisoned model shows, and not the twin, is the
+# backdoor's; the rest is a property of loud filters in any network.
+#
+# ## 5. Pruning by correlation alone
+#
+# > **Predict first.** A filter without company says what no other filter says. Is it cheap or expensive to lose?
+
+# %%
+from nbtools.pruning import pruned_copy, threshold
+
+rows = []
+for trained in both:
+    for level in mus:
+        mask = threshold(scores[trained.name], level)
+        after = trained.evaluate(pruned_copy(trained.model, mask))
+        rows.append({"model": trained.name, "mu": level, "pruned": mask.count, **after.row()})
+sweep = pd.DataFrame(rows)
+run.save_rows(sweep, "05_correlation")
+sweep.pivot(index="mu", columns="model", values=["acc", "asr", "pruned"]).round(1)
+
+# %%
+plots.show(
+    plots.pruning_sweep(sweep, before, "Pruning by low correlation alone: what it breaks, and what it costs"),
+    "ACC and ASR against mu for the poisoned model and the clean twin.",
+)
+
+# %% [markdown]
+# Left: is there a threshold at which orange is down and blue still up? Right: what is paid where nothing needs repair?
+# A layer needs its variety, so this term alone may cut where it hurts.
+#
+# In the score it multiplies the spectral norm of notebook 02, and only has to say which of the *loud* filters have
+# company. Once more, behind the norm: without the term, with the paper's sign, and with the sign turned.
+
+# %%
+rows = []
+for name, signs in {
+    "norm alone": {"sigma": 1},
+    "norm, low correlation suspicious (paper)": {"sigma": 1, "correlation": -1},
+    "norm, high correlation suspicious": {"sigma": 1, "correlation": 1},
+}.items():
+    mask = threshold(suspiciousness(parts[poisoned.name], signs), mu)
+    rows.append({"rule": name, "pruned": mask.count, **poisoned.evaluate(pruned_copy(poisoned.model, mask)).row()})
+pd.DataFrame(rows).set_index("rule").round(1)
+
+# %% [markdown]
+# Compare `acc` and `asr` of the first two rows for what the term adds, and the third for the sign.
+#
+# ## 6. Another draw of clean images
+#
+# How much of the ranking is left with other images, and with one image a class?
+
+# %%
+count = max(draws or run.profile.draws, 2)
+
+
+@torch.no_grad()
+def correlation_of(images: Images) -> dict[str, torch.Tensor]:
+    """The term of every filter, by the package's running sums, without the backward pass of `components`."""
+    statistics = {unit.conv: MapStatistics() for unit in units}
+    with watch(poisoned.model, units, lambda name, maps: statistics[name].add(maps)):
+        for batch in images.floats().split(100):
+            poisoned.model(batch)
+    return {name: s.correlation() for name, s in statistics.items()}
+
+
+figure, axis = plt.subplots(figsize=(8.5, 3.8))
+stability = {}
+for number, color in ((1, plots.GREEN), (samples_per_class, plots.PURPLE)):
+    of_draws = [correlation_of(run.draw(number, draw=d)) for d in range(count)]
+    pairs = list(itertools.combinations(of_draws, 2))
+    by_layer = {n: sum(spearmanr(a[n].cpu(), b[n].cpu()).statistic for a, b in pairs) / len(pairs) for n in of_draws[0]}
+    stability[number] = sum(by_layer.values()) / len(by_layer)
+    axis.plot(list(by_layer), list(by_layer.values()), "o-", ms=4, color=color, label=f"{number} a class")
+axis.set(ylabel="rank correlation between draws", ylim=(min(0, axis.get_ylim()[0]), 1.02))
+axis.tick_params(axis="x", labelrotation=90, labelsize=8)
+axis.legend(frameon=False, fontsize=9, title="clean images")
+axis.set_title(f"The ranking by correlation, from {count} draws ({poisoned.name})")
+plots.show(figure, "Line chart over the layers: rank correlation of the term between draws.")
+print("mean over the layers:  " + "  ".join(f"{n} a class {value:.2f}" for n, value in stability.items()))
+
+# %% [markdown]
+# One image gives many positions in an early layer and few in a late one, so expect the two lines to part towards the
+# right.
+#
+# ## 7. Exercises
+#
+# **Exercise 1** (easy, 5 minutes). How large would $r_i$ be if nothing agreed with anything? Shuffle the columns of
+# each row of `rows_of_layer` on its own (the generator is given), correlate, and take the mean of $r_i$ over the layer.
+
+# %%
+rows_of_layer = maps.transpose(0, 1).flatten(1).double().cpu()  # [filters, positions]
+generator = torch.Generator().manual_seed(0)
+shuffled = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in rows_of_layer])
+by_chance = ...  # your answer, one number
+
+absolute = np.abs(np.nan_to_num(np.corrcoef(shuffled[alive].numpy())))
+checks.same(
+    by_chance,
+    float((absolute.sum() - len(alive)) / (len(alive) * (len(alive) - 1))),
+    "numpy.corrcoef of shuffled[alive], absolute values, and the mean over all pairs without the diagonal",
+)
+
+# %% [markdown]
+# **Exercise 2** (medium, 15 minutes). Two terms that say the same are one term. Compute Spearman's rank correlation
+# between the activation norm (notebook 04) and the correlation within each layer of `last`, and its mean.
+
+# %%
+redundancy = ...  # your answer, one number
+
+activation = parts[poisoned.name].activation
+checks.same(
+    redundancy,
+    np.mean([spearmanr(activation[n].cpu(), correlation[poisoned.name][n].cpu()).statistic for n in last]),
+    "spearmanr(activation[n], correlation[poisoned.name][n]).statistic for n in last, then the mean",
+)
+
+# %% [markdown]
+# ## 8. What we saw, and what this does not show
+#
+# - One pass of sums gives every layer's correlation matrix. Filters come in groups, and some have no group; the figures
+#   above say how many of the trigger's filters are among those.
+# - It does **not** show that a filter without company is guilty. A filter that is the only one to know something is as
+#   alone as one that waits for a trigger, and pruning it costs accuracy.
+# - It does **not** work against an attacker who spreads his trigger over filters that agree with each other.
+#
+# **For the reading group**
+# 1. $r_i$ averages over all other filters. When does a *pair* of backdoor filters that agree with each other still look
+#    lonely?
+# 2. Wider layers hold more copies of each feature. What does that do to $r_i$, and to the threshold?
+# 3. Spectral norm, saliency, norm and correlation: which two are most alike, and which would you leave out first? Note
+#    your guess for [06 · Suspiciousness](06_suspiciousness.ipynb).
+#
+# **Further reading**: Kornblith et al., *Similarity of neural network representations revisited* (1905.00414): how to
+# compare whole layers instead of pairs of filters. Cogswell et al., *Reducing overfitting in deep networks by
+# decorrelating representations* (1511.06068): what happens when training forbids filters to agree. Chan, Golub and
+# LeVeque, *Algorithms for computing the sample variance* (1983): why sums of squares need a shift.
+
+# %% [markdown]
+# ## Solutions
+
+# %% tags=["solution", "hide-input"]
+by_chance = float((absolute.sum() - len(alive)) / (len(alive) * (len(alive) - 1)))
+checks.true(by_chance < r_of_layer[alive].mean(), "shuffled rows should agree less than real ones")
+print(f"{layer}: mean |correlation| {r_of_layer[alive].mean():.3f}, by chance {by_chance:.3f}")
+
+redundancy = np.mean([spearmanr(activation[n].cpu(), correlation[poisoned.name][n].cpu()).statistic for n in last])
+print(f"rank correlation between activation norm and correlation in stages 3 and 4: {redundancy:+.2f}")
+
+# %% [markdown]
+# Previous: [04 · Activation norm](04_activation_norm.ipynb) · Next: [06 · Suspiciousness](06_suspiciousness.ipynb)
+
+# %% tags=["check", "remove-cell"]
+limits = {
+    "quick": {"asr": 90, "twin_asr": 15, "stability": 0.5},
+    "laptop": {"asr": 90, "twin_asr": 15, "stability": 0.5},
+    "paper": {"asr": 90, "twin_asr": 15, "stability": 0.5},
+}[run.profile.name]
+assert poisoned.before.asr >= limits["asr"], f"the backdoor did not take: ASR {poisoned.before.asr:.1f}"
+assert clean_twin.before.asr <= limits["twin_asr"], f"the twin reacts to the trigger: ASR {clean_twin.before.asr:.1f}"
+for model in both:
+    assert all(bool(torch.isfinite(score).all()) for score in scores[model.name].values()), "every score is finite"
+assert max(stability.values()) >= limits["stability"], f"the ranking should survive another draw: {stability}"

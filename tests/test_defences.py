@@ -1,0 +1,146 @@
+"""Every defence: what it promises to leave alone, what it returns and refuses; fine-tuning that can't make it worse."""
+
+import math
+from collections.abc import Callable
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from tiny import bits, network, pictures, plain, same_bits
+from torch import nn
+
+from nbtools import defences
+from nbtools.defences import Defence, FineTune, RandomPruning, Repair, SpectralNorm, Suspiciousness
+from nbtools.images import Images
+from nbtools.pruning import pruned_copy, threshold
+from nbtools.scores import SIGNS, components, spectral_norms, suspiciousness
+
+SHORT = FineTune(steps=4, every=2, folds=2)
+ALL = [
+    Suspiciousness(mu=1, fine_tune=SHORT),
+    SpectralNorm(mu=1, fine_tune=SHORT),
+    RandomPruning(Suspiciousness(mu=1, fine_tune=SHORT)),
+]
+each_defence = pytest.mark.parametrize("defence", ALL, ids=lambda defence: type(defence).__name__)
+NOTHING = pictures(4).subset(torch.arange(0))
+
+
+@each_defence
+@pytest.mark.parametrize("training", [True, False], ids=["train mode", "eval mode"])
+def test_a_defence_never_changes_the_model_that_it_is_given(defence: Defence, training: bool) -> None:
+    model, clean = plain().train(training).requires_grad_(training), pictures(8)
+    before, random = bits(model), torch.get_rng_state()
+    repair = defence(model, clean)
+    assert same_bits(bits(model), before) and torch.get_rng_state().equal(random)
+    assert all(module.training == training for module in model.modules())
+    assert all(p.requires_grad == training and p.grad is None for p in model.parameters())
+    memory = {value.data_ptr() for value in model.state_dict().values()}
+    assert not memory & {value.data_ptr() for value in repair.model.state_dict().values()}
+
+
+@each_defence
+def test_a_repair_is_complete_and_the_same_each_time(defence: Defence) -> None:
+    model, clean = plain(), pictures(8)
+    first, second = defence(model, clean), defence(model, clean)
+    assert same_bits(bits(first.model), bits(second.model)) and not first.model.training
+    assert list(first.mask.pruned) == list(first.scores) == ["conv1", "conv2"]
+    assert 0 < first.mask.count < first.mask.filters == 16
+    assert len(first.history) == 3 and first.seconds > 0 and first.defence == repr(defence)
+    for bn, pruned in zip(("bn1", "bn2"), first.mask.pruned.values(), strict=True):
+        state = first.model.state_dict()
+        assert not state[f"{bn}.weight"][pruned].any() and not state[f"{bn}.bias"][pruned].any()
+
+
+@pytest.mark.parametrize(
+    "defence",
+    [
+        *ALL,
+        Suspiciousness(signs={"sigma": 1, "correlation": 0}, root=False, scope="global", fine_tune=None),
+        Suspiciousness(mu=math.pi, saliency="softened", fold_bn=False, shortcuts=False),
+        RandomPruning(Suspiciousness(fine_tune=FineTune(frozen_bn=False, lr=1e-5)), seed=7),
+    ],
+)
+def test_a_repr_is_a_complete_record(defence: Defence) -> None:
+    again = eval(repr(defence), {name: getattr(defences, name) for name in defences.__all__})
+    assert again == defence and again is not defence
+
+
+def test_suspiciousness_prunes_what_the_score_says() -> None:
+    model, clean = network(), pictures(8)
+    defence = Suspiciousness(mu=1, saliency="softened", root=False, fine_tune=None)
+    repair = defence(model, clean)
+    scores = suspiciousness(components(model, clean, "softened"), SIGNS, root=False)
+    assert same_bits(repair.scores, scores)
+    assert same_bits(repair.mask.pruned, threshold(scores, 1).pruned)
+    assert same_bits(bits(repair.model), bits(pruned_copy(model, repair.mask)))
+    assert repair.history == []
+    without = replace(defence, shortcuts=False)(model, clean).mask.pruned
+    assert set(scores) - set(without) == {f"layer{n}.0.downsample.0" for n in (2, 3, 4)}
+    everywhere = replace(defence, scope="global")(model, clean).mask
+    assert same_bits(everywhere.pruned, threshold(scores, 1, "global").pruned)
+
+
+def test_the_controls_prune_what_they_say() -> None:
+    model, clean = network(), pictures(8)
+    like = Suspiciousness(mu=1, fine_tune=None)
+    wanted = like(model, clean).mask
+    draws = [RandomPruning(like, seed)(model, clean).mask for seed in (0, 1)]
+    assert all(draw.by_layer() == wanted.by_layer() for draw in draws)
+    assert not same_bits(draws[0].pruned, draws[1].pruned)
+    alone = SpectralNorm(mu=1)(model, NOTHING)
+    assert same_bits(alone.mask.pruned, threshold(spectral_norms(model), 1).pruned)
+
+
+def nan_model() -> nn.Module:
+    model = plain()
+    with torch.no_grad():
+        model.conv2.weight[0, 0, 0, 0] = math.nan
+    return model
+
+
+@each_defence
+@pytest.mark.parametrize(
+    ("model", "clean", "message"),
+    [
+        (plain, NOTHING, "there are no clean images; give at least one"),
+        (nan_model, pictures(8), "NaN or infinite values in conv2.weight"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), pictures(8), "no convolution that is followed by a ba"),
+    ],
+    ids=["no images", "NaN weights", "no batch norm"],
+)
+def test_bad_input_is_refused(defence: Defence, model: Callable[[], nn.Module], clean: Images, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        defence(model(), clean)
+
+
+@each_defence
+@pytest.mark.parametrize("clean", [pictures(1), pictures(16).of_class(2)], ids=["one image", "one class"])
+def test_little_input_is_enough(defence: Defence, clean: Images) -> None:
+    repair = defence(plain(), clean)
+    assert repair.mask.count > 0 and all(score.isfinite().all() for score in repair.scores.values())
+    assert bool(repair.model(clean.floats()).isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Suspiciousness(mu=-1), "mu must be 0 or more, got -1"),
+        (lambda: Suspiciousness(mu=math.nan), "mu must be 0 or more, got nan"),
+        (lambda: SpectralNorm(mu=-1), "mu must be 0 or more, got -1"),
+        (lambda: Suspiciousness(saliency="logit"), "unknown saliency 'logit'; known: cross_entropy, margin, softened"),
+        (lambda: Suspiciousness(scope="block"), "unknown scope 'block'; known: layer, global"),
+        (lambda: Suspiciousness(signs={"weight": 1}), "signs take sigma, .* got 'weight': 1"),
+        (lambda: FineTune(steps=0), "steps, every and batch_size >= 1"),
+        (lambda: FineTune(lr=0), "lr > 0"),
+        (lambda: FineTune(folds=1), "folds >= 2"),
+        (lambda: FineTune(teacher="attacker"), "teacher is 'before' or 'labels'"),
+        (lambda: Images(torch.zeros(1, 3, 8, 8).byte(), torch.tensor([4]), ("a", "b")), "labels run from 4 to 4"),
+    ],
+)
+def test_settings_are_checked_before_any_work(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_the_fields_of_a_repair_are_these() -> None:
+    assert [f.name for f in fields(Repair)] == ["model", "mask", "scores", "history", "seconds", "defence"]
