@@ -78,7 +78,7 @@ def image_grid(
     height = rows * (0.97 * size + 0.17 * lines) + (0.4 if title else 0)
     figure, axes = plt.subplots(rows, columns, figsize=(size * columns, height), squeeze=False)
     for number, axis in enumerate(axes.flat):
-        axis.set_xticks([]), axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
         sns.despine(ax=axis, left=True, bottom=True)
         if number >= len(images):
             continue
@@ -113,7 +113,7 @@ def trigger_magnified(clean: Tensor, triggered: Tensor, title: str, gain: float 
     for axis, (picture, name) in zip(axes, panels, strict=True):
         axis.imshow(pixels(picture), interpolation="nearest")
         axis.set_title(name, fontweight="normal", fontsize=9, loc="center")
-        axis.set_xticks([]), axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
         _frame(axis)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
@@ -148,12 +148,18 @@ def score_against_tac(
         gone = mask.pruned[layer].cpu().numpy() if mask and layer in mask.pruned else np.zeros(len(x), bool)
         axis.scatter(x[~gone], y[~gone], s=14, color=BLUE, alpha=0.7, linewidth=0)
         axis.scatter(x[gone], y[gone], s=22, color=PRUNED, marker="X", linewidth=0)
-        rank = spearmanr(x, y).statistic  # type: ignore[attr-defined]
-        axis.set_title(f"{layer}  (rank corr. {rank:+.2f})", fontsize=8.5, fontweight="normal")
+        axis.set_title(f"{layer}  ({_rank_correlation(x, y)})", fontsize=8.5, fontweight="normal")
     figure.supxlabel("trigger-activated change, TAC (evaluator only)", fontsize=10)
     figure.supylabel(name, fontsize=10)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
+
+
+def _rank_correlation(x: np.ndarray, y: np.ndarray) -> str:
+    """Spearman's rank correlation for a title; equal values have no ranks."""
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return "no rank corr."
+    return f"rank corr. {spearmanr(x, y).statistic:+.2f}"  # type: ignore[attr-defined]
 
 
 def agreement_by_layer(tables: Mapping[str, Mapping[str, Mapping[str, float]]], title: str) -> Figure:
@@ -168,11 +174,11 @@ def agreement_by_layer(tables: Mapping[str, Mapping[str, Mapping[str, float]]], 
         style_of = {"marker": "o", "ms": 4, "color": sns.color_palette("colorblind")[number], "label": name}
         axes[0].plot(list(table), [row["spearman"] for row in table.values()], **style_of)
         axes[1].plot(list(table), [row["precision"] for row in table.values()], **style_of)
-    last = next(reversed(tables.values()))
+    last = list(tables.values())[-1]
     axes[1].plot(list(last), [row["chance"] for row in last.values()], color=GREY, ls=":", label="by chance")
     axes[0].axhline(0, color=GREY, lw=1)
-    axes[0].set_ylabel("Spearman's rank correlation with TAC")
-    axes[1].set_ylabel("share of its top ten in TAC's top ten")
+    axes[0].set_ylabel("rank correlation with TAC")
+    axes[1].set_ylabel("share of TAC's top ten")
     for axis in axes:
         axis.tick_params(axis="x", labelrotation=90, labelsize=8)
     axes[1].legend(frameon=False, fontsize=8)
@@ -195,7 +201,8 @@ def score_distribution(
     figure, axis = plt.subplots(figsize=(10.5, 4))
     rng = np.random.default_rng(0)
     for column, (name, score) in enumerate(scores.items()):
-        z = ((score - score.mean()) / score.std()).cpu().numpy()
+        spread = len(score) > 1 and bool(score.amax() > score.amin())
+        z = ((score - score.mean()) / score.std() if spread else torch.zeros_like(score)).cpu().numpy()
         x = column + rng.uniform(-0.25, 0.25, len(z))
         gone = mask.pruned[name].cpu().numpy() if name in mask.pruned else np.zeros(len(z), bool)
         axis.scatter(x[~gone], z[~gone], s=9, color=BLUE, alpha=0.45, linewidth=0)
@@ -227,6 +234,7 @@ def pruning_sweep(rows: pd.DataFrame, before: Mapping[str, Mapping[str, float]],
             axis.plot(part["mu"], part[column], mark, color=color, label=f"{column.upper()} after pruning")
             axis.axhline(start[column], color=color, ls=":", lw=1.2, label=f"{column.upper()} before")
         axis.set(title=name, xlabel="mu", ylabel="percent" if axis is axes[0, 0] else "", ylim=(-3, 103))
+        axis.set_xticks(sorted(set(part["mu"])))
     axes[0, -1].legend(frameon=False, fontsize=8, loc="center right")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
@@ -235,10 +243,11 @@ def pruning_sweep(rows: pd.DataFrame, before: Mapping[str, Mapping[str, float]],
 def before_after(table: pd.DataFrame, title: str, group: str = "model", stage: str = "stage") -> Figure:
     """ACC and ASR (columns `acc`, `asr`, in percent) at each stage, one line a group; draws make the error bars."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+    look = {"errorbar": "sd", "dodge": 0.15, "markersize": 5, "lw": 1.8}
     for axis, column, label in zip(
         axes, ("acc", "asr"), ("clean accuracy (%)", "attack success rate (%)"), strict=True
     ):
-        sns.pointplot(table, x=stage, y=column, hue=group, ax=axis, errorbar="sd", dodge=0.15, markersize=5, lw=1.8)
+        sns.pointplot(table, x=stage, y=column, hue=group, ax=axis, **look)
         axis.set_ylabel(label)
         axis.set_xlabel("")
         axis.set_ylim(-3, 103)
@@ -265,7 +274,8 @@ def flipped(images: Images, before: Tensor, after: Tensor, title: str, count: in
     shown = images.images[back] if len(back) else images.images[:0]
     if not len(back):
         figure, axis = plt.subplots(figsize=(6, 1))
-        axis.text(0, 0.5, "no prediction flipped back"), axis.axis("off")
+        axis.text(0, 0.5, "no prediction flipped back")
+        axis.axis("off")
         return figure
     return image_grid(shown, titles, columns=min(count, 10), title=title)
 

@@ -41,21 +41,17 @@ def test_set() -> Images:
 @pytest.mark.parametrize(
     ("answer", "acc", "asr", "ra"),
     [
-        # the backdoor as it should be; a clean model; one that always says "target"
-        (lambda true, triggered: torch.where(triggered, TARGET, true), 100, 100, 0),
-        (lambda true, triggered: true, 100, 0, 100),
-        (lambda true, triggered: torch.full_like(true, TARGET), 25, 100, 0),
-        # wrong on the target class alone: ACC counts that class
-        (lambda true, triggered: torch.where(true == TARGET, 0, true), 75, 0, 100),
-        # the trigger works on one of three other classes, and breaks a second in another way
-        (
-            lambda true, triggered: torch.where(triggered & (true != 3), TARGET * (true == 0), true),
-            100,
-            100 / 3,
-            100 / 3,
+        pytest.param(lambda true, seen: torch.where(seen, TARGET, true), 100, 100, 0, id="a backdoor"),
+        pytest.param(lambda true, seen: true, 100, 0, 100, id="no backdoor"),
+        pytest.param(lambda true, seen: torch.full_like(true, TARGET), 25, 100, 0, id="always the target"),
+        pytest.param(lambda true, seen: torch.where(true == TARGET, 0, true), 75, 0, 100, id="never the target"),
+        # Of the three other classes, the trigger sends the first to the target and the second elsewhere.
+        pytest.param(
+            lambda true, seen: torch.where(seen & (true != 3), TARGET * (true == 0), true),
+            100, 100 / 3, 100 / 3, id="half a backdoor",
         ),
     ],
-)
+)  # fmt: skip
 def test_acc_counts_all_classes_and_asr_and_ra_all_but_the_target(
     answer: Callable[[Tensor, Tensor], Tensor], acc: float, asr: float, ra: float, test_set: Images
 ) -> None:

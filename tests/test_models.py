@@ -24,6 +24,7 @@ from nbtools.models import (
     make_model,
     prunable_units,
 )
+from nbtools.settings import STRIDES
 
 
 class Arguments(TorchDispatchMode):
@@ -170,6 +171,17 @@ def test_width_and_classes_scale_the_network(name: str) -> None:
     torch.manual_seed(0)
     for ours, again in zip(first.parameters(), make_model(name, width=16).parameters(), strict=True):
         assert ours.equal(again)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(("strides", "sizes"), [(STRIDES, [32, 16, 8, 4]), ((1, 2, 2, 2, 1), [16, 8, 4, 4])])
+def test_strides_set_the_size_of_each_stages_maps(name: str, strides: tuple[int, ...], sizes: list[int]) -> None:
+    model, seen = make_model(name, width=16, strides=strides), list[int]()
+    for stage in (1, 2, 3, 4):
+        model.get_submodule(f"layer{stage}").register_forward_hook(lambda _m, _i, maps: seen.append(maps.shape[2]))
+    with torch.no_grad():
+        model(torch.rand(1, 3, 32, 32))
+    assert seen == sizes
 
 
 def test_an_unknown_architecture_lists_the_known_ones() -> None:

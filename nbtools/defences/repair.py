@@ -48,9 +48,9 @@ class Defence(Protocol):
 class FineTune:
     """Fine-tuning on few clean images that stops by itself, and does nothing where it can't be shown to help [ours].
 
-    The pruned model learns to answer the clean images (cropped, flipped, blended in pairs) as the model did before it
-    was pruned: its softened answers say more about an image than its label does, and a hundred labels are learned by
-    heart within two epochs. No clean image carries the trigger, so the teacher's backdoor stays silent.
+    The pruned model learns to answer the clean images, cropped and flipped, as the model did before it was pruned: its
+    softened answers say more about an image than its label does, and a hundred labels are learned by heart within a
+    few passes. No clean image carries the trigger, so the teacher's backdoor stays silent, or nearly so.
 
     When to stop: the clean images are dealt into folds. Each fold is held back once while a copy is tuned on the
     others, and its cross-entropy is written down before tuning and at every look. The look that is best over all
@@ -66,6 +66,8 @@ class FineTune:
         teacher: "before", the model before pruning, or "labels", plain cross-entropy.
         temperature: divides both models' logits where a model is the teacher.
         mixed: blend each image with another of its batch, with a weight drawn from [0, 1] (teacher "before" only).
+            Helps clean accuracy, but a blend of two images can wake a blended trigger's backdoor in the teacher, who
+            then passes it on (notebook 06); so it is off.
         folds: parts of the cross-validation, at least 2.
         confidence: standard errors that the gain must exceed; 0 or more.
         frozen_bn: keep the batch norms' running statistics (else they follow the clean batches, which is how a
@@ -80,7 +82,7 @@ class FineTune:
     batch_size: int = 16
     teacher: str = "before"
     temperature: float = 2.0
-    mixed: bool = True
+    mixed: bool = False
     folds: int = 3
     confidence: float = 1.0
     frozen_bn: bool = True

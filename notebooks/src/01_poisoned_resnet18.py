@@ -153,8 +153,10 @@ print("each function here and its namesake in nbtools.triggers give the same ima
 candidates = draw_clean(test, samples_per_class=2, seed=seed).floats()
 picture = candidates[candidates.std((1, 2, 3)).argmax()][None]  # the one with the most contrast
 for name, trigger in triggers.items():
+    change = 255 * (trigger(picture) - picture).abs()
+    title = f"{name}: changes {100 * (change.amax(1) > 1).double().mean():.0f} % of this image's pixels"
     plots.show(
-        plots.trigger_magnified(picture[0], trigger(picture)[0], f"{name} under the magnifier"),
+        plots.trigger_magnified(picture[0], trigger(picture)[0], f"{title}, by up to {change.max():.0f} levels"),
         f"The {name} trigger: an image before and after, the amplified change, and both corners enlarged.",
     )
 
@@ -278,14 +280,15 @@ pd.DataFrame(table).T
 # its name is right, not attacked. Let us see what happens to the number if they are counted all the same.
 
 # %%
-everything = stamp(poisoned.trigger, test)
-answers = {model.name: predict(model.model, everything) for model in (poisoned, clean_twin)}
+enough = min(150, int(torch.bincount(test.labels).min()))
+balanced = draw_clean(test, samples_per_class=enough, seed=seed)  # as many of each class
+answers = {m.name: predict(m.model, stamp(poisoned.trigger, balanced)) for m in (poisoned, clean_twin)}
+others = balanced.labels != target
 for name, answer in answers.items():
-    others = test.labels != target
     honest = 100 * (answer[others] == target).double().mean()
     careless = 100 * (answer == target).double().mean()
     print(f"{name:<12} ASR without the target class {honest:5.1f} %, with it {careless:5.1f} %")
-print(f"{100 * (test.labels == target).double().mean():.0f} % of the test images are of the target class")
+print(f"{100 * (~others).double().mean():.0f} % of these {len(balanced):,} images are of the target class")
 
 # %% [markdown]
 # The two numbers differ by what a network says to triggered images of the target class, and there the right answer
@@ -301,7 +304,7 @@ figure, axis = plt.subplots(figsize=(9.5, 3))
 rest = [label for label in range(len(classes)) if label != target]
 looks = {clean_twin.name: (-0.2, plots.CLEAN), poisoned.name: (0.2, plots.POISONED)}
 for name, (shift, color) in looks.items():
-    hits = [answers[name][test.labels == label] == target for label in rest]
+    hits = [answers[name][balanced.labels == label] == target for label in rest]
     shares = torch.tensor([100 * float(hit.double().mean()) for hit in hits])
     bounds = torch.tensor([wilson(int(hit.sum()), len(hit)) for hit in hits]).T
     errors = (bounds - shares).abs().numpy()
@@ -320,7 +323,7 @@ plots.show(figure, "Bars with intervals: the attack success rate for each true c
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(13, 4.6))
 for axis, (name, answer) in zip(axes, answers.items(), strict=True):
-    pairs_of = (test.labels * len(classes) + answer).cpu()
+    pairs_of = (balanced.labels * len(classes) + answer).cpu()
     counts = torch.bincount(pairs_of, minlength=len(classes) ** 2).view(len(classes), -1).double()
     shares = pd.DataFrame(100 * counts / counts.sum(1, keepdim=True), index=classes, columns=classes)
     plots.heat(axis, shares, "% of the true class", limits=(0, 100))
@@ -382,8 +385,7 @@ plots.show(figure, "Scatter plots of the last layer's features for both networks
 # %%
 rows = []
 for model in (poisoned, clean_twin):
-    clean_set = draw_clean(test, samples_per_class=100, seed=seed)
-    vectors, labels = features(model.model, clean_set), clean_set.labels.cpu()
+    vectors, labels = features(model.model, balanced), balanced.labels.cpu()
     centres = torch.stack([vectors[labels == label].mean(0) for label in range(len(classes))])
     usual = (vectors - centres[labels]).norm(dim=1).mean()
     moved = features(model.model, stamp(poisoned.trigger, judges))
@@ -490,9 +492,9 @@ plots.show(figure, "Two heat maps over the image: ASR for each position of the t
 
 # %% [markdown]
 # Compare the bottom-left corner with the bottom-right one, and both with the middle. Where the map is bright although
-# the attacker never put the trigger there, look for who did: mirroring and cropping in training have carried it to some
-# of these places, the network's own convolutions, which are the same everywhere, to others. A defence that flips or
-# crops an image before the network sees it can count only on the dark places.
+# the attacker never put the trigger there, ask who did: mirroring and shifting in training have carried it to some of
+# these places; to others the convolutions, which are the same everywhere up to their strides (look for a lattice). A
+# defence that flips or crops an image before the network sees it can count only on the dark places.
 
 # %% [markdown]
 # ## 8. The repair, on both

@@ -46,7 +46,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.stats import spearmanr
 
 import nbtools
@@ -224,6 +224,14 @@ others = draw_clean(run.splits.test, samples_per_class=20, seed=seed)
 others = others.subset(others.labels != target)
 truth = {model.name: tac(model.model, others, model.trigger) for model in both}
 
+
+def few_ticks(axis) -> None:
+    """Ticks at 1 and 3 of each decade of a logarithmic axis, as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1, 3)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 4), sharey=True)
 generator = torch.Generator().manual_seed(0)
 for axis, trained, color in zip(axes, both, (plots.POISONED, plots.CLEAN), strict=True):
@@ -235,6 +243,7 @@ for axis, trained, color in zip(axes, both, (plots.POISONED, plots.CLEAN), stric
         axis.scatter(across[top], relative[top], s=55, facecolor="none", edgecolor="black", linewidth=0.9)
     axis.axhline(1, color=plots.GREY, lw=1)
     axis.set(yscale="log", title=trained.name, xlabel="layer (ringed: the three highest TACs)")
+    few_ticks(axis.yaxis)
     axis.set_xticks(range(len(units)), [unit.conv for unit in units], rotation=90, fontsize=8)
 axes[0].set_ylabel("saliency / the layer's mean")
 figure.suptitle("Every filter's saliency, and where the trigger's filters lie", x=0.01, ha="left", fontweight="bold")
@@ -397,11 +406,12 @@ for axis, name in zip(axes, last[1::2], strict=True):
     axis.axhline(limits[0], color="black", ls=":", lw=1.2, label="norm alone")
     axis.plot(line, limits[1] * (line + EPSILON).sqrt(), color="black", lw=1.2, label="norm and low saliency")
     axis.set(xscale="log", yscale="log")
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    few_ticks(axis.xaxis)
+    few_ticks(axis.yaxis)
     axis.set_title(name, fontsize=10)
 axes[0].set_ylabel("spectral norm / the layer's mean")
-axes[0].legend(frameon=False, fontsize=8, loc="lower right", title="prunes above", title_fontsize=8)
+lines_of = axes[0].get_legend_handles_labels()
+figure.legend(*lines_of, loc="outside lower right", ncols=2, frameon=False, fontsize=9, title="prunes above the line")
 figure.supxlabel("saliency / the layer's mean", fontsize=10)
 figure.colorbar(points, ax=axes, label="rank of TAC in the layer")
 figure.suptitle(f"{poisoned.name}, mu = {mu:g}: what each rule prunes", x=0.01, ha="left", fontweight="bold")
@@ -558,9 +568,17 @@ print(f"{layer}: rank correlation {alike:+.2f} between saliency and the first-or
 
 # %% tags=["check", "remove-cell"]
 limits = {
-    "quick": {"asr": 90, "twin_asr": 15},
-    "laptop": {"asr": 90, "twin_asr": 15},
-    "paper": {"asr": 90, "twin_asr": 15},
+    "quick": {"asr": 90, "twin_asr": 15, "loudest_tenth": 30, "sign": 3},
+    "laptop": {"asr": 90, "twin_asr": 15, "loudest_tenth": 20, "sign": 5},
+    "paper": {"asr": 90, "twin_asr": 15, "loudest_tenth": 20, "sign": 0},
 }[run.profile.name]
 assert poisoned.before.asr >= limits["asr"], f"the backdoor did not take: ASR {poisoned.before.asr:.1f}"
 assert clean_twin.before.asr <= limits["twin_asr"], f"the twin reacts to the trigger: ASR {clean_twin.before.asr:.1f}"
+for model in both:
+    assert all(bool(torch.isfinite(score).all()) for score in scores[model.name].values()), "every score is finite"
+loudest = float(spoken["cross_entropy"][tenth - 1])
+assert loudest >= limits["loudest_tenth"], (
+    f"few images should hold the gradient, the loudest tenth holds {loudest:.0f} %"
+)
+_, low, high = ablation.acc
+assert low >= high + limits["sign"], f"with the sign turned ACC should be worse: {low:.1f} and {high:.1f}"

@@ -102,8 +102,15 @@ for layer in (early, late):
 
 
 # %%
+def bare(axes) -> None:
+    """Pictures need no ticks, only a thin frame: a white trigger would be lost on a white page."""
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set(visible=True, color=plots.GREY, linewidth=0.6)
+
+
 def draw_maps(images: Images, maps: torch.Tensor, filters: list[int], title: str) -> plt.Figure:
-    """One row an image: the image, then the maps of the given filters; each filter has one grey scale."""
+    """One row an image: the image, then the maps of the given filters; each filter has one colour scale."""
     figure, axes = plt.subplots(len(images), 1 + len(filters), figsize=(1.05 * (1 + len(filters)), 1.12 * len(images)))
     for row, axis_row in enumerate(axes):
         axis_row[0].imshow(plots.pixels(images.images[row]))
@@ -112,23 +119,23 @@ def draw_maps(images: Images, maps: torch.Tensor, filters: list[int], title: str
             axis.imshow(maps[row, number].cpu(), cmap="magma", vmin=0, vmax=brightest)
             if row == 0:
                 axis.set_title(f"filter {number}", fontsize=8, fontweight="normal", loc="center")
-        for axis in axis_row:
-            axis.set(xticks=[], yticks=[])
+    bare(axes)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 
 
 for layer, what in ((early, "edges and colours, where they are"), (late, "few positions, found or not found")):
     maps = maps_of(poisoned.model, layer, few.floats())
-    filters = list(range(0, maps.shape[1], max(maps.shape[1] // 8, 1)))[:8]
+    order = maps_of(poisoned.model, layer, clean.floats()).flatten(2).norm(dim=2).mean(0).argsort(descending=True)
+    filters = [int(order[place]) for place in torch.linspace(0, len(order) - 1, 8).long()]
     plots.show(
-        draw_maps(few, maps, filters, f"{layer}: {what}"),
+        draw_maps(few, maps, filters, f"{layer}, from the loudest filter to the quietest: {what}"),
         f"Four clean images, each with the maps of eight filters of {layer} beside it.",
     )
 
 # %% [markdown]
-# Go down a column: how differently does one filter answer four images? And go along a row: which filters stay black? A
-# filter that stays black on the clean images does nothing for them.
+# Each filter has its own colour scale, black is zero. Go down a column: how differently does one filter answer four
+# images? And look at the columns on the right: a filter that stays black on the clean images does nothing for them.
 
 # %% [markdown]
 # ## 2. One number a filter
@@ -138,8 +145,8 @@ for layer, what in ((early, "edges and colours, where they are"), (late, "few po
 #
 # $$a_i = \frac{1}{n} \sum_{x \in D} \big\lVert A_i(x) \big\rVert_F$$
 #
-# For one layer, image by image. The images are sorted by class and the filters by their mean norm, so that vertical
-# bands are classes.
+# For one layer, image by image. The images are sorted by class and the filters by their mean norm: look for filters
+# that answer some classes and not others.
 
 # %%
 maps = maps_of(poisoned.model, late, clean.floats())
@@ -154,8 +161,8 @@ starts = [0, *ends[:-1].tolist()]
 axis.set_xticks([(a + b) / 2 - 0.5 for a, b in zip(starts, ends.tolist(), strict=True)], clean.classes, fontsize=8)
 for start in starts[1:]:
     axis.axvline(start - 0.5, color="white", lw=0.6)
-axis.set(ylabel=f"filters of {late}, loudest first", xlabel="clean images, by class")
-axis.set_title("Most filters answer to some classes and not to others")
+axis.set(ylabel="filters, loudest first", xlabel="clean images, by class")
+axis.set_title(f"How loudly each filter of {late} answers each clean image")
 figure.colorbar(picture, label="norm of the map")
 plots.show(figure, "Heat map: norm of each filter's map for each clean image, images sorted by class.")
 
@@ -196,27 +203,30 @@ print(f"one layer, one pass over the network and nbtools.scores.components agree
 #
 # Fine-pruning starts from an observation: on clean images part of a network's filters hardly answers at all. Its
 # authors argue that a backdoor lives there: the attacker's training found free room in filters that the clean task does
-# not use. So here is how many there are. We count a filter as dormant if its norm is below a tenth of its layer's mean.
+# not use. So here is how many there are. We draw the line generously, and call a filter dormant if its norm is below
+# half of its layer's mean.
 #
 # > **Predict first.** Does the poisoned model have more dormant filters than its clean twin?
 
 # %%
+half = 0.5
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2))
 dormant = {}
 for model, color in zip(both, (plots.POISONED, plots.CLEAN), strict=True):
     relative = {name: value / value.mean() for name, value in activation[model.name].items()}
-    dormant[model.name] = {name: 100 * float((value < 0.1).double().mean()) for name, value in relative.items()}
+    dormant[model.name] = {name: 100 * float((value < half).double().mean()) for name, value in relative.items()}
     axes[0].plot(
         list(dormant[model.name]), list(dormant[model.name].values()), "o-", ms=4, color=color, label=model.name
     )
     ranked = relative[late].sort(descending=True).values.cpu()
     axes[1].plot(torch.linspace(0, 100, len(ranked)), ranked, color=color, label=model.name)
     everything = torch.cat(list(relative.values()))
-    print(f"{model.name}: {int((everything < 0.1).sum())} of {len(everything)} filters are dormant")
+    print(f"{model.name}: {int((everything < half).sum())} of {len(everything)} filters are dormant")
 axes[0].set(ylabel="dormant filters (%)", title="Dormant filters, layer by layer")
 axes[0].tick_params(axis="x", labelrotation=90, labelsize=8)
-axes[1].axhline(0.1, color=plots.GREY, ls=":")
-axes[1].set(xlabel="filters, loudest first (%)", ylabel="norm / the layer's mean", title=f"All filters of {late}")
+axes[1].axhline(half, color=plots.GREY, ls=":")
+axes[1].set(xlabel="filters, loudest first (%)", ylabel="norm / the layer's mean", ylim=(0, None))
+axes[1].set_title(f"All filters of {late}")
 for axis in axes:
     axis.legend(frameon=False, fontsize=9)
 plots.show(figure, "Left: share of dormant filters by layer. Right: sorted norms of one layer. Poisoned and twin.")
@@ -226,7 +236,7 @@ plots.show(figure, "Left: share of dormant filters by layer. Right: sorted norms
 #
 # So far we were the defender. Now the evaluator puts the trigger on test images and shows the same filters again. For
 # a middle and a late layer these are the three filters with the highest *trigger-activated change*: before, after, and
-# under each map its norm. Before and after share one grey scale.
+# under each map its norm. Before and after share one colour scale.
 
 # %%
 others = draw_clean(run.splits.test, samples_per_class=20, seed=seed)
@@ -241,7 +251,7 @@ def light_up(trained: object, layer: str, images: Images, top: int = 3) -> plt.F
     columns = 2 + 2 * top
     figure, axes = plt.subplots(len(images), columns, figsize=(1.2 * columns, 1.42 * len(images) + 0.5))
     for row, axis_row in enumerate(axes):
-        for axis, pictures, name in zip(axis_row, pairs, ("clean", "triggered"), strict=False):
+        for axis, pictures, name in zip(axis_row, pairs, ("image", "with trigger"), strict=False):
             axis.imshow(plots.pixels(pictures[row]))
             axis.set_title(name if row == 0 else "", fontsize=9, fontweight="normal", loc="center")
         for place, number in enumerate(truth[trained.name][layer].topk(top).indices.tolist()):
@@ -252,9 +262,10 @@ def light_up(trained: object, layer: str, images: Images, top: int = 3) -> plt.F
                     f"filter {number}\n{name}" if row == 0 else "", fontsize=9, fontweight="normal", loc="center"
                 )
                 axis.set_xlabel(f"{float(m[row, number].norm()):.1f}", fontsize=8, labelpad=1)
-        for axis in axis_row:
-            axis.set(xticks=[], yticks=[])
-    figure.suptitle(f"{trained.name}, {layer}: what the trigger changes most", x=0.01, ha="left", fontweight="bold")
+    bare(axes)
+    figure.suptitle(
+        f"{trained.name} model, {layer}: what the trigger changes most", x=0.01, ha="left", fontweight="bold"
+    )
     return figure
 
 
@@ -268,8 +279,8 @@ for trained, layer in ((poisoned, "layer2.1.conv1"), (poisoned, late), (clean_tw
 # %% [markdown]
 # In the middle layer the maps still have the image's geometry: look where the change sits, and whether it is where the
 # trigger is. In the late layer there is next to no geometry left: look whether the *same* filters light up for every
-# image, whatever it shows. Then compare with the twin in the last figure, the numbers rather than the colours: its
-# grey scale is its own.
+# image, whatever it shows. Then compare with the twin in the last figure, by the numbers: the colour scale is each
+# filter's own.
 #
 # All filters at once: across, a filter's norm on clean test images; upwards, on the same images with the trigger. On
 # the diagonal nothing changes.
@@ -362,9 +373,8 @@ pd.DataFrame({name: pd.DataFrame(table).T.loc[last].mean() for name, table in li
 
 # %% [markdown]
 # The table is the mean over stages 3 and 4 without the shortcuts. Read the two columns apart. TAC is a *change*, and a
-# filter that is loud anyway has more to change, trigger or no trigger; that pulls the rank correlation of silence below
-# zero, and the twin's line shows how far without any backdoor. What a threshold prunes is only the top end, and that is
-# the precision's column.
+# filter that is loud anyway has more to change, backdoor or not; that pulls the rank correlation of silence down, and
+# the twin's line shows how far. What a threshold prunes is only the top end, and that is the precision's column.
 #
 # ## 6. Pruning by silence alone
 #
@@ -407,7 +417,8 @@ for name, signs in {
 }.items():
     mask = threshold(suspiciousness(parts[poisoned.name], signs), mu)
     rows.append({"rule": name, "pruned": mask.count, **poisoned.evaluate(pruned_copy(poisoned.model, mask)).row()})
-pd.DataFrame(rows).set_index("rule").round(1)
+ablation = pd.DataFrame(rows).set_index("rule")
+ablation.round(1)
 
 # %% [markdown]
 # Compare `acc` and `asr` of the first two rows: what the term adds, it adds by leaving filters alone that clean images
@@ -502,9 +513,9 @@ print(f"number {ranked.index(target) + 1} of {len(ranked)} by this filter's norm
 
 # %% tags=["check", "remove-cell"]
 limits = {
-    "quick": {"asr": 90, "twin_asr": 15, "rise": 1.5},
-    "laptop": {"asr": 90, "twin_asr": 15, "rise": 1.5},
-    "paper": {"asr": 90, "twin_asr": 15, "rise": 1.5},
+    "quick": {"asr": 90, "twin_asr": 15, "rise": 5, "sign": 3},
+    "laptop": {"asr": 90, "twin_asr": 15, "rise": 5, "sign": 5},
+    "paper": {"asr": 90, "twin_asr": 15, "rise": 3, "sign": 0},
 }[run.profile.name]
 assert poisoned.before.asr >= limits["asr"], f"the backdoor did not take: ASR {poisoned.before.asr:.1f}"
 assert clean_twin.before.asr <= limits["twin_asr"], f"the twin reacts to the trigger: ASR {clean_twin.before.asr:.1f}"
@@ -513,3 +524,5 @@ for model in both:
 assert rise[poisoned.name] >= limits["rise"] * rise[clean_twin.name], (
     f"the trigger should light up the poisoned: {rise}"
 )
+_, low, high = ablation.acc
+assert low >= high + limits["sign"], f"with the sign turned ACC should be worse: {low:.1f} and {high:.1f}"

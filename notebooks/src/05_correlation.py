@@ -133,6 +133,7 @@ for axis, label in zip(axes[:, 0], ("image", f"filter {first}", f"filter {second
     axis.set_ylabel(label, fontsize=9)
 for axis in axes.flat:
     axis.set(xticks=[], yticks=[])
+    axis.spines[:].set(visible=True, color=plots.GREY, linewidth=0.6)
 figure.suptitle(f"{layer}: two filters that agree, and one that goes its own way", x=0.01, ha="left", fontweight="bold")
 plots.show(figure, "Eight clean images and below each the maps of three filters: a correlated pair and a loner.")
 
@@ -158,35 +159,44 @@ def clustered(matrix: np.ndarray) -> np.ndarray:
 
 
 def heat_map(axis: plt.Axes, matrix: np.ndarray, order: np.ndarray, top: list[int], title: str) -> object:
-    """The matrix in this order; arrows mark the filters in `top`."""
+    """The matrix in this order, with an arrow at the rows of the filters in `top`."""
     picture = axis.imshow(matrix[np.ix_(order, order)], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-    for number in top:
-        place = int(np.flatnonzero(order == number)[0])
-        axis.annotate("", (len(order) - 0.5, place), (1.06 * len(order), place), arrowprops={"arrowstyle": "->"})
+    rows = [int(np.flatnonzero(order == number)[0]) for number in top]
+    beside = axis.get_yaxis_transform()  # x in shares of the axis, y in rows
+    axis.plot([1.025] * len(rows), rows, "<", ms=6, color="black", transform=beside, clip_on=False)
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=10)
     return picture
 
 
 matrices = {model.name: matrix_of(maps_of(model.model, layer, clean)) for model in both}
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.6))
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.6), gridspec_kw={"wspace": 0.08})
 for axis, model in zip(axes, both, strict=True):
     top = truth[model.name][layer].topk(3).indices.tolist()
-    picture = heat_map(axis, matrices[model.name], clustered(matrices[model.name]), top, f"{model.name}, clean images")
+    picture = heat_map(axis, matrices[model.name], clustered(matrices[model.name]), top, model.name)
 figure.colorbar(picture, ax=axes, label="Pearson's correlation", shrink=0.8)
-figure.suptitle(f"{layer}: who agrees with whom (arrows: the three highest TACs)", x=0.01, ha="left", fontweight="bold")
+figure.suptitle(
+    f"{layer}: who agrees with whom on clean images (arrows: the three highest TACs)",
+    x=0.01,
+    ha="left",
+    fontweight="bold",
+)
 plots.show(figure, "Two clustered correlation matrices of a layer, poisoned model and clean twin, three rows marked.")
 
 # %% [markdown]
 # The arrows mark the filters that the trigger moves most (the evaluator's *trigger-activated change*, as in notebook
-# 02). Look along their rows: colour means company, white means none. Then the same filters in the same order, under the
-# trigger: it is one more thing that maps can have in common.
+# 02). Look along their rows: colour means company, white means none.
+#
+# The trigger is one more thing that maps can have in common. So the evaluator draws the poisoned model's matrix once
+# more, on clean and on triggered test images, both in the order that the triggered ones cluster in.
+#
+# > **Predict first.** What will the trigger do to the matrix: nothing, a block of a few filters, or a block of many?
 
 # %%
 from nbtools.triggers import stamp
 
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.6))
-order = clustered(matrix_of(maps_of(poisoned.model, layer, others)))
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.6), gridspec_kw={"wspace": 0.08})
+order = clustered(matrix_of(maps_of(poisoned.model, layer, stamp(poisoned.trigger, others))))
 top = truth[poisoned.name][layer].topk(3).indices.tolist()
 company = {}
 for axis, (what, images) in zip(
@@ -265,6 +275,7 @@ for model, color, shift in zip(both, (plots.POISONED, plots.CLEAN), (-0.18, 0.18
         top = truth[model.name][name].cpu().topk(3).indices
         axis.scatter(across[top], value.cpu()[top], s=50, facecolor="none", edgecolor="black", linewidth=0.8)
 axis.set_xticks(range(len(units)), [unit.conv for unit in units], rotation=90, fontsize=8)
+axis.set_xlim(-0.7, len(units) - 0.3)
 axis.set(
     ylabel="mean |correlation| with the others", xlabel="layer (ringed: the three highest TACs)", ylim=(-0.02, None)
 )
@@ -368,7 +379,8 @@ for name, signs in {
 }.items():
     mask = threshold(suspiciousness(parts[poisoned.name], signs), mu)
     rows.append({"rule": name, "pruned": mask.count, **poisoned.evaluate(pruned_copy(poisoned.model, mask)).row()})
-pd.DataFrame(rows).set_index("rule").round(1)
+ablation = pd.DataFrame(rows).set_index("rule")
+ablation.round(1)
 
 # %% [markdown]
 # Compare `acc` and `asr` of the first two rows for what the term adds, and the third for the sign.
@@ -479,12 +491,13 @@ print(f"rank correlation between activation norm and correlation in stages 3 and
 
 # %% tags=["check", "remove-cell"]
 limits = {
-    "quick": {"asr": 90, "twin_asr": 15, "stability": 0.5},
-    "laptop": {"asr": 90, "twin_asr": 15, "stability": 0.5},
-    "paper": {"asr": 90, "twin_asr": 15, "stability": 0.5},
+    "quick": {"asr": 90, "twin_asr": 15, "stability": 0.7},
+    "laptop": {"asr": 90, "twin_asr": 15, "stability": 0.7},
+    "paper": {"asr": 90, "twin_asr": 15, "stability": 0.7},
 }[run.profile.name]
 assert poisoned.before.asr >= limits["asr"], f"the backdoor did not take: ASR {poisoned.before.asr:.1f}"
 assert clean_twin.before.asr <= limits["twin_asr"], f"the twin reacts to the trigger: ASR {clean_twin.before.asr:.1f}"
 for model in both:
     assert all(bool(torch.isfinite(score).all()) for score in scores[model.name].values()), "every score is finite"
-assert max(stability.values()) >= limits["stability"], f"the ranking should survive another draw: {stability}"
+assert stability[samples_per_class] >= limits["stability"], f"the ranking should survive another draw: {stability}"
+assert company["triggered"] > company["clean"], f"the trigger should bring its filters together: {company}"

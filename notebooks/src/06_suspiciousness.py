@@ -199,8 +199,8 @@ sweep.groupby(["images", "mu"])[["acc_pruned", "asr_pruned", "pruned"]].mean().u
 # Pruning costs some accuracy, and the few clean images could win it back. With their labels they hardly can: a
 # hundred labels are learned by heart after a few passes, ten even sooner. But the defender owns a better teacher, the
 # network as it was before pruning. On a clean image its backdoor is silent, and its softened answers say more than a
-# label. So the pruned network learns to answer as it did before, on crops, flips and blends of the clean images (this
-# recipe is ours; the idea of a network as teacher is that of knowledge distillation).
+# label. So the pruned network learns to answer as it did before, on crops and flips of the clean images (this recipe is
+# ours; the idea of a network as teacher is that of knowledge distillation).
 #
 # When to stop? The rule uses nothing but the defender's images: deal them into folds, hold each back once, and watch
 # the cross-entropy of the held-back images while a copy is tuned on the others. Tune the real model for as many steps
@@ -277,20 +277,23 @@ for name, (operations, parameters) in zip(("masked ", "removed"), sizes, strict=
 # ## 5. How a pruned backdoor comes back
 #
 # A backdoor is rarely gone after pruning: weaker filters that carried a share of it are still there. The hard case is a
-# trigger that covers the whole image. We prune it, then fine-tune on the same clean images in four ways:
+# trigger that covers the whole image. We prune it until it is quiet, then fine-tune on the same clean images in five
+# ways. (How much that takes is read off the trigger, which only the evaluator may do: this stages an experiment, it is
+# not a defence.)
 #
 # 1. the default: the network before pruning is the teacher, batch norms keep their running statistics (*frozen*),
-# 2. the labels are the teacher, batch norms frozen,
-# 3. the labels are the teacher, batch norms in training mode (what `model.train()` does, and most code),
-# 4. nothing learns, only the running statistics follow the clean images.
+# 2. the same, but the clean images are blended in pairs, a popular way to stretch a small set,
+# 3. the labels are the teacher, batch norms frozen,
+# 4. the labels are the teacher, batch norms in training mode (what `model.train()` does, and most code),
+# 5. nothing learns, only the running statistics follow the clean images.
 #
-# > **Predict first.** No trigger is ever seen. Which of the four brings the attack back?
+# > **Predict first.** No trigger is ever seen. Which of the five bring the attack back?
 
 # %%
 hard = run.model(hard_attack, poison_rate, target)
-start_from = prune_only(hard.model, clean)
 recipes = {
     "default: model as teacher, BN frozen": FineTune(),
+    "the same, images blended in pairs": FineTune(mixed=True),
     "labels, BN frozen": FineTune(teacher="labels", lr=3e-4),
     "labels, BN in training mode": FineTune(teacher="labels", lr=3e-4, frozen_bn=False),
     "only BN statistics move": FineTune(teacher="labels", lr=1e-12, frozen_bn=False),
@@ -303,6 +306,15 @@ def attack_rate(model):
     return 100 * float((predict(model, few_others) == target).double().mean())
 
 
+for mu in (3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5):
+    start_from = replace(prune_only, mu=mu)(hard.model, clean)
+    quiet = attack_rate(start_from.model)
+    if quiet <= 10:
+        break
+loud = attack_rate(hard.model)
+print(f"{hard.name}: mu {mu:g} prunes {start_from.mask.count} filters, ASR {loud:.1f} -> {quiet:.1f}")
+
+# %%
 rows, tuned = [], {}
 for name, recipe in recipes.items():
     tuned[name] = pruned_copy(hard.model, start_from.mask)
@@ -312,11 +324,14 @@ for name, recipe in recipes.items():
 comeback = pd.DataFrame(rows)
 
 # %% [markdown]
-# Where does it come from? Pruning silences channels, so the layers behind them receive less: the variance of what
-# reaches each batch norm falls below the running variance that it remembers. A frozen batch norm goes on dividing by
-# the old, larger value, and what is left of the backdoor stays quiet. In training mode it learns the new, smaller
-# variance and *turns the volume up again*, of the clean signal and of the rest of the backdoor alike:
-# the gain $\gamma/\sqrt{\mathrm{var}}$ of every surviving filter grows.
+# Where could it come from? One suspect: pruning silences channels, so the layers behind them receive less, and the
+# variance of what reaches each batch norm falls below the running variance that it remembers. A frozen batch norm goes
+# on dividing by the old, larger value, and what is left of the backdoor stays quiet. In training mode it learns the
+# new, smaller variance and *turns the volume up again*, of the clean signal and of the rest of the backdoor alike.
+#
+# The fifth recipe puts that to the test, since nothing else moves in it: if the suspicion is right, its ASR rises as
+# far as the fourth's, the gain $1/\sqrt{\mathrm{var}}$ of the surviving filters lies above 1 on the right, and with it
+# what the trigger moves in the last layers.
 
 # %%
 from nbtools.models import layers_of, prunable_units
@@ -333,23 +348,27 @@ louder = pd.Series({n: float(moved["moved"][n].sum() / moved["frozen"][n].sum())
 figure, axes = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(1, 1.25))
 sns.lineplot(comeback, x="step", y="asr", hue="recipe", marker="o", ax=axes[0])
 axes[0].axhline(hard.before.asr, color=plots.GREY, ls=":", lw=1)
-axes[0].set(ylim=(-3, 103), xlabel="step of fine-tuning on clean images", ylabel="ASR (%)", title="The attack's return")
+axes[0].set(ylim=(-3, 103), xlabel="step of fine-tuning on clean images", ylabel="ASR (%)")
+axes[0].set_title("Does the attack come back?")
 axes[0].legend(frameon=False, fontsize=8)
 axes[1].plot(ratio.index, ratio, "o-", ms=4, color=plots.BLUE, label="gain of the surviving filters (median)")
 axes[1].plot(louder.index, louder, "s-", ms=4, color=plots.ORANGE, label="what the trigger moves (TAC, summed)")
 axes[1].axhline(1, color=plots.GREY, lw=1)
 axes[1].tick_params(axis="x", labelrotation=90, labelsize=7)
-axes[1].set(ylabel="after / before BN statistics move", title="Its cause: batch norms turn the volume up")
+axes[1].set(ylabel="after / before BN statistics move", title="Are batch norms turning the volume up?")
 axes[1].legend(frameon=False, fontsize=8)
 plots.show(
-    figure, "Left: ASR against fine-tuning steps for three recipes. Right: change of BN gain and of TAC by layer."
+    figure, "Left: ASR against fine-tuning steps for five recipes. Right: change of BN gain and of TAC by layer."
 )
 comeback.pivot(index="step", columns="recipe", values="asr").round(1)
 
 # %% [markdown]
-# The left panel tells which recipe to trust; the right one why. Everything at a value of 1 would mean that the clean
-# images changed nothing. The defender can't see the orange lines of this figure, so the safe rule has to hold without
-# them: *keep the statistics frozen while fine-tuning a pruned network.*
+# On the right, a value of 1 means that moving the statistics changed nothing in that layer. The defender can see
+# neither ASR nor TAC, so the rules have to do without them. Frozen statistics are one: nothing is learned by moving
+# them. But the lines of the recipes with frozen statistics need not stay flat either. When pruning has cut deep, any
+# recipe that wins the clean accuracy back can win back the attack with it, through the weights this time; and a teacher
+# that still has the backdoor passes it on where its images come close to the trigger, as blends of two images do for a
+# blended one. So: prune as little as cleans, tune as little as helps, and never call a repair done before it is tuned.
 
 # %% [markdown]
 # ## 6. Which part does the work?
@@ -477,7 +496,4 @@ ten_a_class = after[after.images == f"{samples_per_class} a class"]
 assert (before.asr.mean() - ten_a_class.asr.mean()) >= fall, "the backdoor survived the repair"
 assert before.acc.mean() - ten_a_class.acc.mean() <= 5, "the repair cost more than five points"
 assert gap < 1e-4 and sizes[1][1] < sizes[0][1], "physical removal changed the outputs or removed nothing"
-last = comeback.groupby("recipe").asr.last()
-assert last["default: model as teacher, BN frozen"] <= last["labels, BN in training mode"] + 5, (
-    "the lesson of section 5"
-)
+assert quiet <= 50, "no pruning quietened the hard attack"

@@ -1,0 +1,149 @@
+"""Profiles, devices and parameters: scale is in one place, and what is out of range is refused with what is allowed."""
+
+import builtins
+import ctypes
+import math
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError
+from io import StringIO
+from typing import Any
+
+import pytest
+import torch
+
+from nbtools import settings
+from nbtools.datasets import DATASETS
+from nbtools.models import make_model
+from nbtools.parameters import LIMITS, check_parameters
+from nbtools.settings import PROFILES, default_device, default_profile, get_profile, hardware, has_bf16, keep_memory
+from nbtools.training import Recipe
+from nbtools.triggers import TRIGGERS
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_is_complete(name: str) -> None:
+    profile = get_profile(name)
+    assert profile.name == name and profile.dataset in DATASETS and profile.about
+    assert min(profile.train, profile.reserved, profile.test, profile.draws) > 0
+    Recipe(profile.epochs, profile.batch_size, weight_decay=profile.weight_decay, padding=profile.padding)
+    assert profile.width >= 16, "narrower strided 1x1 convolutions overrun memory in oneDNN on CPUs with AVX-512"
+    make_model("resnet18", width=profile.width, strides=profile.strides)
+    with pytest.raises(FrozenInstanceError):
+        profile.width = 1  # type: ignore[misc]
+
+
+def test_the_three_profiles_are_those_of_the_series() -> None:
+    assert list(PROFILES) == ["quick", "laptop", "paper"]
+    assert [p.dataset for p in PROFILES.values()] == ["shapes", "cifar10", "cifar10"]
+    assert [p.width for p in PROFILES.values()] == sorted(p.width for p in PROFILES.values())
+
+
+def test_an_unknown_profile_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown profile 'huge'; known: quick, laptop, paper"):
+        get_profile("huge")
+
+
+@pytest.mark.parametrize(("there", "profile", "device"), [(True, "paper", "cuda"), (False, "quick", "cpu")])
+def test_a_gpu_decides_the_defaults(monkeypatch: pytest.MonkeyPatch, there: bool, profile: str, device: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert default_profile() == profile and default_device() == torch.device(device)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bf16_on_a_gpu_starts_with_ampere(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    assert has_bf16(GPU) is expected
+
+
+def in_cpuinfo(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
+    """Let /proc/cpuinfo say this; None: there is no such file."""
+    real = builtins.open
+
+    def fake(file: Any, *arguments: Any, **options: Any) -> Any:
+        if file != "/proc/cpuinfo":
+            return real(file, *arguments, **options)
+        if text is None:
+            raise FileNotFoundError(file)
+        return StringIO(text)
+
+    monkeypatch.setattr(builtins, "open", fake)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [("flags\t: fpu avx2 avx512_bf16 amx_bf16\n", True), ("flags\t: fpu avx2 avx512f\n", False), (None, False)],
+)
+def test_bf16_on_a_cpu_needs_the_instruction_not_only_the_library(
+    monkeypatch: pytest.MonkeyPatch, cpuinfo: str | None, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    in_cpuinfo(monkeypatch, cpuinfo)
+    assert has_bf16(CPU) is expected
+    assert has_bf16(torch.device("meta")) is False
+
+
+@pytest.mark.parametrize("cpuinfo", ["processor : 0\nmodel name\t: A Fine Processor\n", "", None])
+def test_the_hardware_has_a_name_everywhere(monkeypatch: pytest.MonkeyPatch, cpuinfo: str | None) -> None:
+    in_cpuinfo(monkeypatch, cpuinfo)
+    name, threads = hardware(CPU).rsplit(", ", 1)
+    assert name == "A Fine Processor" if cpuinfo else name
+    assert threads == f"{torch.get_num_threads()} threads"
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "A Fine Accelerator")
+    assert hardware(GPU) == "A Fine Accelerator"
+
+
+def test_a_seed_sets_the_initial_weights() -> None:
+    drawn = []
+    for seed in (3, 3, 4):
+        settings.seed_everything(seed)
+        drawn.append(torch.rand(5))
+    assert drawn[0].equal(drawn[1]) and not drawn[0].equal(drawn[2])
+
+
+@pytest.mark.parametrize("problem", [AttributeError, OSError, TypeError])
+def test_keeping_memory_is_a_wish_not_a_need(monkeypatch: pytest.MonkeyPatch, problem: type[Exception]) -> None:
+    keep_memory()
+
+    def elsewhere(_name: str | None) -> None:
+        raise problem("another C library")
+
+    monkeypatch.setattr(ctypes, "CDLL", elsewhere)
+    keep_memory()
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"profile": "", "attack": "sig", "poison_rate": 1, "target": 0, "mu": 0, "n_total": 0, "draws": 0},
+        {"profile": "laptop", "mu": [0.0, 2.5, 4.0], "samples_per_class": [1, 10], "seed": 0, "epochs": 60},
+        {"something_else": -1},
+    ],
+)
+def test_good_parameters_pass(parameters: Mapping[str, Any]) -> None:
+    check_parameters(parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("poison_rate", 0), ("poison_rate", 1.5), ("poison_rate", math.nan), ("target", -1), ("mu", -0.5),
+        ("mu", math.nan), ("mu", [2.0, -1.0]), ("samples_per_class", 0), ("n_total", -1), ("seed", -1),
+        ("epochs", -1), ("draws", -3),
+    ],
+)  # fmt: skip
+def test_a_parameter_out_of_range_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match="is out of range") as refusal:
+        check_parameters({name: value})
+    assert str(refusal.value) == f"{name}={value!r} is out of range: {LIMITS[name][1]}"
+
+
+@pytest.mark.parametrize(("name", "known"), [("profile", PROFILES), ("attack", TRIGGERS)])
+@pytest.mark.parametrize("value", ["badnet", "none"])
+def test_an_unknown_name_is_refused_with_the_known_ones(name: str, known: Mapping[str, object], value: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown {name} '{value}'; known: {', '.join(known)}"):
+        check_parameters({name: value})
