@@ -36,6 +36,20 @@ def _conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
 
 
+MIN_WIDTH = 16
+"""Below this a strided 1x1 convolution (the shortcut) can overrun memory on CPUs: oneDNN issue 6035, open in 2.15."""
+
+
+def _check_shape(width: int, strides: Sequence[int]) -> None:
+    if width < MIN_WIDTH:
+        raise ValueError(
+            f"width must be at least {MIN_WIDTH}, got {width}: narrower shortcuts crash PyTorch's convolutions on CPUs "
+            "(oneDNN issue 6035)"
+        )
+    if len(strides) != len(STRIDES):
+        raise ValueError(f"strides are those of the stem and the four stages, {len(STRIDES)} numbers, got {strides}")
+
+
 def _initialise(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -53,6 +67,7 @@ class ResNet18(nn.Module):
 
     def __init__(self, num_classes: int = 10, width: int = 64, strides: Sequence[int] = STRIDES) -> None:
         super().__init__()
+        _check_shape(width, strides)
         self.normalise = Normalise()
         self.conv1, self.bn1, self.relu = _conv3(3, width, strides[0]), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         self.layer1 = self._stage(width, width, strides[1])
@@ -96,6 +111,7 @@ class PreActResNet18(nn.Module):
 
     def __init__(self, num_classes: int = 10, width: int = 64, strides: Sequence[int] = STRIDES) -> None:
         super().__init__()
+        _check_shape(width, strides)
         self.normalise = Normalise()
         self.conv1 = _conv3(3, width, strides[0])
         sizes = [(width, width), (width, 2 * width), (2 * width, 4 * width), (4 * width, 8 * width)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from nbtools.models import MIN_WIDTH
 from nbtools.settings import PROFILES
 from nbtools.triggers import TRIGGERS
 
@@ -15,6 +16,7 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "samples_per_class": (lambda v: v >= 1, "1 or more clean images a class"),
     "n_total": (lambda v: v >= 0, "0 (use samples_per_class), or the number of clean images in all"),
     "seed": (lambda v: v >= 0, "0 or more"),
+    "width": (lambda v: v == 0 or v >= MIN_WIDTH, f"0 (what the profile says), or at least {MIN_WIDTH} channels"),
     "epochs": (lambda v: v >= 0, "0 (what the profile says), or a number of epochs"),
     "draws": (lambda v: v >= 0, "0 (what the profile says), or a number of draws"),
 }

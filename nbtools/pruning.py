@@ -161,8 +161,8 @@ def remove(model: nn.Module, mask: Mask, example: Tensor) -> nn.Module:
     """A smaller copy without the pruned filters (torch-pruning), with the same outputs.
 
     A filter can be taken out where everything that its channel is coupled with is pruned as well: inside a residual
-    block always; on a residual stream, to which several layers add, only where all of them prune it. The others stay
-    as zeros.
+    block always; on a residual stream, to which several layers add, only where all of them prune it; where it goes
+    through a further batch norm, as in a DenseNet, never. The others stay as zeros.
 
     Args:
         model: the model, pruned or not.
@@ -191,6 +191,9 @@ def remove(model: nn.Module, mask: Mask, example: Tensor) -> nn.Module:
         ]
         if any(name not in left or len(left[name]) != len(left[unit.conv]) for name in coupled):
             continue
+        norms = {names[d.target.module] for d, _ in probe if isinstance(d.target.module, nn.BatchNorm2d)}
+        if norms - {u.bn for u in units if u.conv in coupled}:
+            continue  # a further batch norm, as in a DenseNet, turns the channel's zeros into something else
         gone = torch.stack([left[name] for name in coupled]).all(0)
         if gone.all():
             gone[0] = False  # a layer must keep one channel

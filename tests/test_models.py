@@ -201,3 +201,11 @@ def test_nan_and_infinite_weights_are_named() -> None:
         parameter.data.fill_(torch.nan)
     with pytest.raises(ValueError, match=r"in conv1.weight, bn1.weight, bn1.bias and 60 more"):
         check_finite(broken)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18"])
+def test_a_width_that_crashes_the_backend_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"at least 16.*oneDNN"):
+        make_model(name, width=8)
+    with pytest.raises(ValueError, match="5 numbers"):
+        make_model(name, width=16, strides=(1, 2))

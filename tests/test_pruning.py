@@ -144,8 +144,12 @@ def mask_for(name: str, model: nn.Module) -> Mask:
     """A third of the filters at random, one inner layer whole, and in ResNet-18 four channels of a whole stream."""
     units = prunable_units(model)
     mask = at_random(Mask({u.conv: torch.arange(u.filters) < u.filters // 3 for u in units}))
-    whole = {"vgg16_bn": "0.7", "mobilenet_v2": "features.5.conv.0.0"}.get(name, "layer2.1.conv1")
-    mask.pruned[whole][:] = True
+    whole = {
+        "vgg16_bn": "0.7",
+        "mobilenet_v2": "features.5.conv.0.0",
+        "densenet": "features.denseblock2.denselayer1.conv1",
+    }
+    mask.pruned[whole.get(name, "layer2.1.conv1")][:] = True
     if name == "mobilenet_v2":
         mask.pruned["features.5.conv.1.0"][:] = True  # the depthwise convolution that the whole layer feeds
     if name == "resnet18":
@@ -154,7 +158,7 @@ def mask_for(name: str, model: nn.Module) -> Mask:
     return mask
 
 
-@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "vgg16_bn", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18", "vgg16_bn", "mobilenet_v2", "densenet"])
 def test_removal_keeps_the_outputs_and_costs_less(name: str) -> None:
     model, images = network(name), pictures(6, size=32).floats()
     mask, before = mask_for(name, model), bits(model)

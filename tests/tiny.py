@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.models import MobileNetV2, vgg
+from torchvision.models import DenseNet, MobileNetV2, vgg
 
 from nbtools.images import Images
 from nbtools.models import Normalise, make_model, prunable_units
@@ -29,8 +29,10 @@ def settled(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def network(name: str = "resnet18", width: int = 16, seed: int = 0) -> nn.Module:
-    """A small network of the series, or torchvision's VGG-16-BN ("vgg16_bn") and MobileNetV2 ("mobilenet_v2"), thin."""
+    """A small network of the series, or torchvision's "vgg16_bn", "mobilenet_v2" or "densenet", made thin."""
     torch.manual_seed(seed)
+    if name == "densenet":
+        return settled(DenseNet(8, (2, 2, 1, 1), 16, num_classes=len(CLASSES)), seed)
     if name == "mobilenet_v2":
         return settled(MobileNetV2(len(CLASSES), width_mult=0.25), seed)
     if name == "vgg16_bn":

@@ -109,9 +109,10 @@ plots.show(
 )
 
 # %% [markdown]
-# A green frame is a right answer, an orange one the target class, a grey one any other mistake. Nobody who looks at the
-# upper row alone can tell that anything is wrong with this network. That is what a backdoor is: **a network that is
-# right on clean images and says what its attacker chose under a trigger that only he knows.**
+# A green frame is a right answer, an orange one the target class, a grey one any other mistake. (If a frame stays green
+# in the lower row, look at the corner: on a white ground a white square changes nothing.) Nobody who looks at the upper
+# row alone can tell that anything is wrong with this network. That is what a backdoor is: **a network that is right on
+# clean images and says what its attacker chose under a trigger that only he knows.**
 
 # %% [markdown]
 # ## 2. Three numbers
@@ -282,8 +283,9 @@ pd.DataFrame(rows).round(1)
 now = predict(repair.model, triggered)
 back = int(((said != others.labels) & (now == others.labels)).sum())
 title = f"{back} of {len(triggered)} triggered images flip back to their true class"
+mixed = torch.randperm(len(triggered), generator=torch.Generator().manual_seed(seed)).to(said.device)
 plots.show(
-    plots.flipped(triggered, said, now, title),
+    plots.flipped(triggered.subset(mixed), said[mixed], now[mixed], title),
     "Triggered images with the prediction before and after the repair.",
 )
 

@@ -151,7 +151,8 @@ print("each function here and its namesake in nbtools.triggers give the same ima
 
 # %%
 candidates = draw_clean(test, samples_per_class=2, seed=seed).floats()
-picture = candidates[candidates.std((1, 2, 3)).argmax()][None]  # the one with the most contrast
+shade = 1 - candidates[:, :, -10:, -10:].mean((1, 2, 3))
+picture = candidates[(shade * candidates.std((1, 2, 3))).argmax()][None]  # some contrast, and a dark corner
 for name, trigger in triggers.items():
     change = 255 * (trigger(picture) - picture).abs()
     title = f"{name}: changes {100 * (change.amax(1) > 1).double().mean():.0f} % of this image's pixels"
@@ -403,9 +404,9 @@ for model in (poisoned, clean_twin):
 pd.DataFrame(rows).set_index("model").T.round(1)
 
 # %% [markdown]
-# A distance of 1 is that of an ordinary clean image from its own centre. If the triggered images lie near the target's
-# centre, the network has learnt to see the trigger as if it were the class. If they are nearest to it and yet far
-# away, it has learnt something of its own that only the last layer translates into the class: then whoever has the
+# A distance of 1 is that of an ordinary clean image from its own centre. If triggered images come about as near to the
+# target's centre, the network has learnt to see the trigger as if it were the class. If they stay far from *every*
+# centre, it has learnt something of its own, which only the last layer translates into the class: then whoever has the
 # training set can find the poisoned images as a second cloud under one label, which is what *spectral signatures* and
 # *activation clustering* do. The filters that carry triggered images there are what the following notebooks hunt.
 

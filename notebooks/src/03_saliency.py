@@ -12,7 +12,7 @@
 # %% [markdown]
 # > **You will learn**
 # > - what the gradient of the clean loss says about a filter, and how to get it for all filters at once
-# > - why most images have no voice in that gradient, and two losses that give it back to them
+# > - why an image that the network is sure of has no voice in that gradient, and two losses that give it back
 # > - how well low saliency finds the filters that a trigger moves, and what pruning by it alone costs
 # >
 # > **Read before**: [02 · Spectral norm](02_spectral_norm.ipynb) ·
@@ -174,8 +174,8 @@ plots.show(
 )
 
 # %% [markdown]
-# Compare the two rows: the gradient's length goes with the loss. An image that the network is sure of, and right
-# about, has next to no gradient, whichever filter it needs. Keep that in mind for section 4.
+# Compare the two rows by their losses, and by how hard you find the images. An image that the network is sure of, and
+# right about, has next to no gradient, whichever filter it needs. Keep that in mind for section 4.
 
 # %% [markdown]
 # ## 3. All filters at once
@@ -214,8 +214,7 @@ print(f"{layer}: float32 in the package and float64 above differ by {off:.0e}")
 # %% [markdown]
 # Here is every filter's saliency, over its layer's mean. The evaluator marks the filters that the trigger really moves,
 # by *trigger-activated change* as in notebook 02: in each layer the three highest TACs are ringed. On the clean twin
-# the same trigger moves filters too, only less; it is our control. What lies at the lower edge is dead: no gradient at
-# all.
+# the same trigger moves filters too, only less; it is our control. What lies at the lower edge is dead, or nearly.
 #
 # > **Predict first.** On the left, will the rings lie high, low, or anywhere?
 
@@ -236,7 +235,7 @@ figure, axes = plt.subplots(1, 2, figsize=(10.5, 4), sharey=True)
 generator = torch.Generator().manual_seed(0)
 for axis, trained, color in zip(axes, both, (plots.POISONED, plots.CLEAN), strict=True):
     for column, (name, value) in enumerate(saliency[trained.name].items()):
-        relative = (value / value.mean()).clamp_min(1e-3).cpu()
+        relative = (value / value.mean()).clamp_min(0.03).cpu()
         across = column + 0.5 * (torch.rand(len(value), generator=generator) - 0.5)
         top = truth[trained.name][name].cpu().topk(3).indices
         axis.scatter(across, relative, s=8, color=color, alpha=0.4, linewidth=0)
@@ -258,7 +257,7 @@ plots.show(figure, "Saliency of every filter by layer on a log scale, poisoned m
 #
 # and where the network is sure and right, $p$ *is* the one-hot vector: nothing is left to send back. The better the
 # model fits, the fewer images are left to speak, until the saliency is the opinion of the few that it gets wrong. On a
-# task that the network has solved, low saliency then marks *well fitted* filters, and no longer suspicious ones.
+# task that the network has solved, low saliency may then mark *well fitted* filters, and no longer suspicious ones.
 # Two losses keep every image's voice [ours]:
 #
 # | form | $\ell$ | gradient at the logits |

@@ -5,9 +5,9 @@
 # say how far silence on clean images gives a backdoor away.
 #
 # Papers: *suspiciousness score* ([arXiv 2311.07417](https://arxiv.org/abs/2311.07417)), whose third term this is;
-# fine-pruning (Liu et al., RAID 2018, [arXiv 1805.12185](https://arxiv.org/abs/1805.12185)), which first pruned dormant
-# filters. **The formula is reconstructed from the first paper's summary**, which names "activation values" and no more:
-# that it is the map's norm, taken behind the ReLU, and that *low* is suspicious, are our choices.
+# fine-pruning (Liu et al., RAID 2018, [arXiv 1805.12185](https://arxiv.org/abs/1805.12185)), which pruned dormant
+# filters before. **The formula is reconstructed from the first paper's summary**, which names "activation values" and
+# no more: that it is the map's norm, taken behind the ReLU, and that *low* is suspicious, are our choices.
 
 # %% [markdown]
 # > **You will learn**
@@ -421,8 +421,8 @@ ablation = pd.DataFrame(rows).set_index("rule")
 ablation.round(1)
 
 # %% [markdown]
-# Compare `acc` and `asr` of the first two rows: what the term adds, it adds by leaving filters alone that clean images
-# use. The third row says whether the sign is right.
+# Compare `acc` and `asr` of the first two rows: the term takes filters that the clean images use out of the race, and
+# lets silent ones in. The third row says what the other sign would have done.
 #
 # ## 7. Another draw of clean images
 #

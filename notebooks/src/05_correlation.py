@@ -337,8 +337,8 @@ pd.DataFrame({name: pd.DataFrame(table).T.loc[last].mean() for name, table in li
 
 # %% [markdown]
 # The table is the mean over stages 3 and 4 without the shortcuts. Above zero (and, in the precision, above chance)
-# going one's own way goes with what the trigger moves. What only the poisoned model shows, and not the twin, is the
-# backdoor's; the rest is a property of loud filters in any network.
+# going one's own way goes with what the trigger moves. What the twin shows as well has nothing
+# to do with a backdoor.
 #
 # ## 5. Pruning by correlation alone
 #
@@ -419,13 +419,14 @@ plots.show(figure, "Line chart over the layers: rank correlation of the term bet
 print("mean over the layers:  " + "  ".join(f"{n} a class {value:.2f}" for n, value in stability.items()))
 
 # %% [markdown]
-# One image gives many positions in an early layer and few in a late one, so expect the two lines to part towards the
+# One image gives many positions in an early layer and few in a late one: look whether the two lines part towards the
 # right.
 #
 # ## 7. Exercises
 #
 # **Exercise 1** (easy, 5 minutes). How large would $r_i$ be if nothing agreed with anything? Shuffle the columns of
-# each row of `rows_of_layer` on its own (the generator is given), correlate, and take the mean of $r_i$ over the layer.
+# each row of `rows_of_layer` on its own (the cell does that), correlate, and take the mean of $r_i$ over the filters in
+# `alive`.
 
 # %%
 rows_of_layer = maps.transpose(0, 1).flatten(1).double().cpu()  # [filters, positions]
@@ -460,8 +461,8 @@ checks.same(
 # - One pass of sums gives every layer's correlation matrix. Filters come in groups, and some have no group; the figures
 #   above say how many of the trigger's filters are among those.
 # - It does **not** show that a filter without company is guilty. A filter that is the only one to know something is as
-#   alone as one that waits for a trigger, and pruning it costs accuracy.
-# - It does **not** work against an attacker who spreads his trigger over filters that agree with each other.
+#   alone as one that waits for a trigger, and pruning it may cost accuracy.
+# - It says nothing about an attacker who spreads his trigger over filters that agree with each other.
 #
 # **For the reading group**
 # 1. $r_i$ averages over all other filters. When does a *pair* of backdoor filters that agree with each other still look
