@@ -29,6 +29,8 @@ class Profile:
         weight_decay: of the training.
         padding: pixels by which the training's random crop may shift an image.
         strides: of the stem and the four stages; see `nbtools.models.ResNet18`.
+        threads: of the CPU; 0 is as many as torch chooses. Sums in another order make another model, so one thread
+            gives the same model on any number of cores.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Profile:
     weight_decay: float = 5e-4
     padding: int = 4
     strides: tuple[int, ...] = STRIDES
+    threads: int = 0
 
 
 PROFILES: dict[str, Profile] = {
@@ -66,6 +69,7 @@ PROFILES: dict[str, Profile] = {
             weight_decay=2e-3,
             padding=1,
             strides=(1, 2, 2, 2, 1),
+            threads=1,
         ),
         Profile("laptop", "cifar10", 45_000, 5_000, 10_000, 32, 10, 128, 3, "real images without a GPU"),
         Profile("paper", "cifar10", 45_000, 5_000, 10_000, 64, 60, 128, 10, "the numbers to quote; wants a GPU"),
