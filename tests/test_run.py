@@ -254,7 +254,14 @@ def test_a_kernel_reaches_no_network(project: Path) -> None:
 def test_an_interrupt_leaves_finished_work(project: Path) -> None:
     out = project / "out"
     command = [sys.executable, "-m", "nbtools", "run", "-p", "wait", "600", "--out", str(out)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # a shell's background job ignores SIGINT and hands that on, also to a test run as one
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     partial = out / "01_second.partial.ipynb"
     deadline = time.monotonic() + 120
     try:
