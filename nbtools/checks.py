@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
+
+from nbtools.trained import Trained
 
 
 def same(answer: object, expected: Tensor | float, hint: str, tolerance: float = 1e-4) -> None:
@@ -20,27 +20,12 @@ def same(answer: object, expected: Tensor | float, hint: str, tolerance: float =
     Raises:
         AssertionError: where the answer is not right; the message holds the hint.
     """
-    if answer is ...:
-        print("not tried yet: replace the dots, then run this cell again")
+    if _not_tried(answer):
         return
     mine, right = torch.as_tensor(answer).double().cpu(), torch.as_tensor(expected).double().cpu()
     assert mine.shape == right.shape, f"the shape is {list(mine.shape)}, it should be {list(right.shape)}; {hint}"
     error = float((mine - right).abs().max() / right.abs().max().clamp_min(1e-12))
     assert error <= tolerance, f"off by {error:.1e} of the largest value; {hint}"
-    print("right")
-
-
-def same_layers(answer: object, expected: Mapping[str, Tensor], hint: str, tolerance: float = 1e-4) -> None:
-    """As `same`, for a dictionary from convolution to `[filters]`."""
-    if answer is ...:
-        print("not tried yet: replace the dots, then run this cell again")
-        return
-    assert isinstance(answer, Mapping), f"a dictionary from convolution to tensor is wanted; {hint}"
-    missing = set(expected) - set(answer)
-    assert not missing, f"{len(missing)} layers are missing, for instance {sorted(missing)[0]}; {hint}"
-    for name, right in expected.items():
-        error = float((torch.as_tensor(answer[name]).cpu() - right.cpu()).abs().max() / right.abs().max())
-        assert error <= tolerance, f"{name} is off by {error:.1e} of its largest value; {hint}"
     print("right")
 
 
@@ -50,8 +35,28 @@ def true(claim: object, hint: str) -> None:
     Raises:
         AssertionError: where the claim does not hold; the message is the hint.
     """
-    if claim is ...:
-        print("not tried yet: replace the dots, then run this cell again")
+    if _not_tried(claim):
         return
     assert bool(claim), hint
     print("right")
+
+
+def backdoor_took(poisoned: Trained, clean_twin: Trained, at_least: float = 90, twin_at_most: float = 15) -> None:
+    """What every notebook stands on: the poisoned model obeys the trigger, and its clean twin does not.
+
+    Args:
+        poisoned, clean_twin: as `Run.model` and `Run.clean_model` return them.
+        at_least, twin_at_most: ASR in percent.
+
+    Raises:
+        AssertionError: where it is otherwise; the message holds the ASR.
+    """
+    asr, twin = poisoned.before.asr, clean_twin.before.asr
+    assert asr >= at_least, f"the backdoor did not take: ASR {asr:.1f}"
+    assert twin <= twin_at_most, f"the clean twin reacts to the trigger: ASR {twin:.1f}"
+
+
+def _not_tried(answer: object) -> bool:
+    if answer is ...:
+        print("not tried yet: replace the dots, then run this cell again")
+    return answer is ...

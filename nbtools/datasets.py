@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import torch
 
+from nbtools import shapes
+from nbtools.cache import cached
 from nbtools.images import Images
 from nbtools.shapes import CLASSES, make_shapes
 
@@ -19,7 +23,7 @@ SPLIT_SEED = 20231117
 """The fixed permutation that sets the defender's images apart; no option changes it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Splits:
     """One data set in three disjoint parts.
 
@@ -28,16 +32,18 @@ class Splits:
         train: what the (attacked) model is trained on.
         reserved: what the defender may draw from; the model never trains on it.
         test: what the evaluator alone sees.
+        version: of the code that made the images; "" where they were published.
     """
 
     name: str
     train: Images
     reserved: Images
     test: Images
+    version: str = ""
 
     def to(self, device: torch.device | str) -> Splits:
         """The same splits on `device`."""
-        return Splits(self.name, self.train.to(device), self.reserved.to(device), self.test.to(device))
+        return replace(self, train=self.train.to(device), reserved=self.reserved.to(device), test=self.test.to(device))
 
 
 def split_off(labels: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,15 +69,30 @@ def load_shapes(
 ) -> Splits:
     """The data set that code makes: no download, any size (`data` and `download` change nothing).
 
+    Large ones are kept in the cache: a series of notebooks makes them once.
+
     Raises:
         ValueError: where a part would have no image.
     """
     if min(train, reserved, test) < 1:
         raise ValueError(f"each part needs at least one image, got train={train}, reserved={reserved}, test={test}")
-    images, labels = make_shapes(train + reserved + test, seed)
-    everything = Images(images, labels, CLASSES)
+    count, version = train + reserved + test, _shapes_version()
+
+    def build(_work: Path | None = None) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        images, labels = make_shapes(count, seed)
+        return {"images": images, "labels": labels}, {}
+
+    config = {"dataset": "shapes", "images": count, "seed": seed, "version": version}
+    made = cached("images", config, build).tensors if count >= 10_000 else build()[0]
+    everything = Images(made["images"], made["labels"], CLASSES)
     parts = torch.arange(len(everything)).split([train, reserved, test])
-    return Splits("shapes", *(everything.subset(part) for part in parts))
+    return Splits("shapes", *(everything.subset(part) for part in parts), version=version)
+
+
+@functools.cache
+def _shapes_version() -> str:
+    """A hash of the source that makes the images: what was made, or trained, by other code is not found again."""
+    return hashlib.sha256(Path(shapes.__file__).read_bytes()).hexdigest()[:12]
 
 
 def cifar10_places(data: Path | None = None) -> list[Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -160,3 +162,26 @@ def agreement(scores: dict[str, Tensor], truth: dict[str, Tensor], k: int = 10) 
         rank = float(spearmanr(mine.numpy(), real.numpy()).statistic)  # type: ignore[attr-defined]
         table[name] = {"spearman": rank, "precision": hits / top, "chance": top / len(mine)}
     return table
+
+
+def stability(draws: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """How alike several draws of clean images rank the filters.
+
+    Args:
+        draws: one measurement a draw, convolution name to `[filters]`; at least two.
+
+    Returns:
+        Convolution name to Spearman's rank correlation, the mean over all pairs of draws.
+
+    Raises:
+        ValueError: for fewer than two draws.
+    """
+    from scipy.stats import spearmanr
+
+    pairs = list(itertools.combinations(draws, 2))
+    if not pairs:
+        raise ValueError(f"stability compares draws; give at least two, got {len(draws)}")
+    return {
+        name: sum(float(spearmanr(a[name].cpu(), b[name].cpu()).statistic) for a, b in pairs) / len(pairs)  # type: ignore[attr-defined]
+        for name in draws[0]
+    }

@@ -6,26 +6,24 @@ import functools
 import hashlib
 import os
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import nbtools
 from nbtools import datasets
 from nbtools.cache import cached
 from nbtools.defences import Defence
-from nbtools.evaluation import Evaluation, Evaluator, accuracy, der
+from nbtools.evaluation import der
 from nbtools.images import Images, draw_clean
-from nbtools.models import make_model
 from nbtools.poisoning import Poisoned, poison
 from nbtools.pruning import pruned_copy
 from nbtools.settings import (
-    STRIDES,
     Profile,
     default_device,
     default_profile,
@@ -33,43 +31,9 @@ from nbtools.settings import (
     hardware,
     has_bf16,
     keep_memory,
-    seed_everything,
 )
-from nbtools.training import Recipe, train
-from nbtools.triggers import Trigger, make_trigger
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model of the series and what it was made of.
-
-    Args:
-        model: in eval mode, on the run's device. Defences copy it; nothing changes it.
-        attack: the attack's name, "none" for a clean model.
-        trigger: what the attacker used; for a clean model the trigger that the evaluator tries on it.
-        target: the target class.
-        poison_rate: 0 for a clean model.
-        card: what the cache wrote beside the weights: configuration, history, seconds, hardware.
-        evaluate: the evaluator, holding test set and trigger.
-    """
-
-    model: nn.Module
-    attack: str
-    trigger: Trigger
-    target: int
-    poison_rate: float
-    card: dict[str, Any]
-    evaluate: Evaluator
-
-    @functools.cached_property
-    def before(self) -> Evaluation:
-        """ACC, ASR and RA of the model as it was trained."""
-        return self.evaluate(self.model)
-
-    @property
-    def name(self) -> str:
-        """For tables and titles: "badnets 5 %", "clean"."""
-        return "clean" if self.attack == "none" else f"{self.attack} {100 * self.poison_rate:g} %"
+from nbtools.trained import Trained, load_or_train, train_ahead
+from nbtools.triggers import make_trigger
 
 
 @dataclass(frozen=True)
@@ -81,6 +45,7 @@ class Run:
     splits: datasets.Splits
     architecture: str
     seed: int
+    data: Path | None = None
 
     def poisoned(self, attack: str, poison_rate: float, target: int = 0, **options: float | int | str) -> Poisoned:
         """The attacker's training set."""
@@ -95,20 +60,39 @@ class Run:
             target: the target class.
             options: the trigger's own fields.
         """
-        make_trigger(attack, **options)
-        return self._trained(attack, poison_rate, target, attack, options)
+        return load_or_train(self, attack, poison_rate, target, attack, options)
 
     def clean_model(self, attack: str = "badnets", target: int = 0, **options: float | int | str) -> Trained:
         """A model trained the same way on clean images; `attack` is only what the evaluator tries on it."""
-        return self._trained("none", 0.0, target, attack, options)
+        return load_or_train(self, "none", 0.0, target, attack, options)
+
+    def ahead(self, attack: str, poison_rate: float = 0.0, target: int = 0, **options: float | int | str) -> None:
+        """Let another core begin to train what `model` or (attack "none") `clean_model` will be asked for later.
+
+        They wait for it then. Returns at once. Does nothing on a GPU, nor where the profile's training uses all cores.
+        """
+        train_ahead(self, attack, poison_rate, target, options)
 
     def defend(
-        self, trained: Trained, defence: Defence, samples_per_class: int = 10, n_total: int = 0, draw: int = 0
+        self,
+        trained: Trained,
+        defence: Defence,
+        samples_per_class: int = 10,
+        n_total: int = 0,
+        draw: int = 0,
+        *,
+        glance: bool = False,
     ) -> dict[str, Any]:
         """One tidy row: this defence on this model with this draw of clean images; found in the cache once measured.
 
         The row is found again by the model, the defence's `repr`, the draw, the number of test images, and the source
         code that a defence runs; its `seconds` are those of the first run.
+
+        Args:
+            trained: the model.
+            defence: called with the model and the drawn images.
+            samples_per_class, n_total, draw: see `nbtools.images.draw_clean`.
+            glance: evaluate on `Trained.glance` instead of all test images, for a point of a sweep.
 
         Returns:
             What was asked; `pruned` filters; ACC, ASR and RA before, after pruning alone (`_pruned`) and after the
@@ -125,10 +109,13 @@ class Run:
             "n_total": n_total,
             "draw": draw,
         }
+        evaluate, before = trained.evaluate, trained.before
+        if glance:
+            evaluate, before = trained.glance, trained.before_at_a_glance
         shaped = {
             "weights": trained.card["key"],
             "trigger": repr(trained.trigger),
-            "test_images": len(trained.evaluate.test),
+            "test_images": len(evaluate.test),
             "reserved": len(self.splits.reserved),
             "code": _defence_code(),
         }
@@ -136,8 +123,8 @@ class Run:
         def build(_work: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             repair = defence(trained.model, self.draw(samples_per_class, n_total, draw))
             tuned = next((int(row["step"]) for row in repair.history if row.get("chosen")), 0)
-            before, after = trained.before, trained.evaluate(repair.model)
-            alone = trained.evaluate(pruned_copy(trained.model, repair.mask)) if tuned else after
+            after = evaluate(repair.model)
+            alone = evaluate(pruned_copy(trained.model, repair.mask)) if tuned else after
             row = {"pruned": repair.mask.count, "filters": repair.mask.filters, "tuned_steps": tuned}
             row |= before.row("_before") | alone.row("_pruned") | after.row("_after")
             return {}, {"row": {**row, "der": der(before, after), "seconds": repair.seconds}}
@@ -154,6 +141,8 @@ class Run:
         They go to the folder in `NBTOOLS_OUT` (set by `python -m nbtools run`), else to `runs/`.
         """
         table = pd.DataFrame(rows).assign(**self.stamp())
+        if Path(name).name != name:
+            raise ValueError(f"the name of a table is a file's name without a folder, got {name!r}")
         folder = Path(os.environ.get("NBTOOLS_OUT", "runs"))
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f"{name}.csv.partial"
@@ -177,67 +166,14 @@ class Run:
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
         }
 
-    def _trained(
-        self, attack: str, poison_rate: float, target: int, shown: str, options: dict[str, float | int | str]
-    ) -> Trained:
-        trigger = make_trigger(shown, **options)
-        profile = self.profile
-        recipe = Recipe(profile.epochs, profile.batch_size, weight_decay=profile.weight_decay, padding=profile.padding)
-        classes = self.splits.train.num_classes
-        if not 0 <= target < classes:
-            raise ValueError(f"target must be one of the classes 0 to {classes - 1}, got {target}")
-        config: dict[str, Any] = {
-            "dataset": self.splits.name,
-            "train_images": len(self.splits.train),
-            "attack": attack,
-            "trigger": None if attack == "none" else asdict(trigger),  # type: ignore[call-overload]
-            "poison_rate": poison_rate,
-            "target": None if attack == "none" else target,
-            "architecture": self.architecture,
-            "width": self.profile.width,
-            "recipe": asdict(recipe),
-            "seed": self.seed,
-        }
-        if profile.strides != STRIDES:
-            config["strides"] = profile.strides
-
-        def fresh() -> nn.Module:
-            seed_everything(self.seed)
-            return make_model(self.architecture, classes, width=profile.width, strides=profile.strides).to(self.device)
-
-        def build(work: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-            print(f"training {self.architecture} of width {self.profile.width} ({attack}, {self.splits.name})")
-            images = self.splits.train
-            if attack != "none":
-                images = poison(images, trigger, poison_rate, target, self.seed).images
-            model, watched = fresh(), self.splits.reserved.subset(torch.arange(min(1_000, len(self.splits.reserved))))
-            history = train(
-                model, images, recipe, self.seed, work / "checkpoint.safetensors", lambda m: accuracy(m, watched)
-            )
-            card = {
-                "history": history,
-                "seconds": sum(row["seconds"] for row in history),
-                "hardware": hardware(self.device),
-                "bf16": has_bf16(self.device),
-                "torch": torch.__version__,
-            }
-            return {name: value.contiguous() for name, value in model.state_dict().items()}, card
-
-        entry = cached("models", config, build)
-        model = fresh()
-        model.load_state_dict(entry.tensors)
-        model.eval().requires_grad_(False)
-        return Trained(
-            model, attack, trigger, target, poison_rate, entry.card, Evaluator(self.splits.test, trigger, target)
-        )
-
 
 @functools.cache
 def _defence_code() -> str:
     """A hash of the source that decides a defence's result: a row measured by other code is not found again."""
     here = Path(__file__).parent
-    files = [here / f"{name}.py" for name in ("activations", "scores", "pruning", "models", "evaluation", "training")]
-    text = b"".join(path.read_bytes() for path in files + sorted((here / "defences").glob("*.py")))
+    names = ("activations", "scores", "pruning", "models", "evaluation", "training", "images", "triggers")
+    files = [here / f"{name}.py" for name in names] + sorted((here / "defences").glob("*.py"))
+    text = b"".join(path.read_bytes() for path in files)
     return hashlib.sha256(text).hexdigest()[:16]
 
 
@@ -277,7 +213,7 @@ def start(
     splits = datasets.load(
         chosen.dataset, data, place, train=chosen.train, reserved=chosen.reserved, test=chosen.test, seed=seed
     )
-    run = Run(chosen, place, splits, architecture, seed)
+    run = Run(chosen, place, splits, architecture, seed, data)
     if not quiet:
         print(_table(run))
     return run

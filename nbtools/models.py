@@ -187,7 +187,8 @@ class Units:
 def prunable_units(model: nn.Module) -> Units:
     """The convolution-BN pairs of a model, read from its graph (torch.fx), never from the order of its modules.
 
-    A pair is a convolution whose output goes to one batch norm and nowhere else. In a pre-activation network a
+    A pair is a convolution whose output goes to one batch norm and nowhere else, and that batch norm has gamma, beta
+    and running statistics. In a pre-activation network a
     block's second convolution is added to the shortcut first, so it has no batch norm of its own.
 
     Args:
@@ -214,7 +215,8 @@ def prunable_units(model: nn.Module) -> Units:
         if not isinstance(conv, nn.Conv2d):
             continue
         bn = _only_user(node)
-        if bn is not None and bn.op == "call_module" and isinstance(modules.get(str(bn.target)), nn.BatchNorm2d):
+        norm = modules.get(str(bn.target)) if bn is not None and bn.op == "call_module" else None
+        if bn is not None and isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats:
             kernel = (conv.kernel_size[0], conv.kernel_size[1])
             pairs.append(Unit(str(node.target), str(bn.target), conv.out_channels, kernel))
         else:

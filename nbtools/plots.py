@@ -177,9 +177,8 @@ def agreement_by_layer(tables: Mapping[str, Mapping[str, Mapping[str, float]]], 
     last = list(tables.values())[-1]
     axes[1].plot(list(last), [row["chance"] for row in last.values()], color=GREY, ls=":", label="by chance")
     axes[0].axhline(0, color=GREY, lw=1)
-    axes[0].set_ylabel("rank correlation with TAC")
-    axes[1].set_ylabel("share of TAC's top ten")
-    for axis in axes:
+    for axis, label in zip(axes, ("rank correlation with TAC", "share of TAC's top ten"), strict=True):
+        axis.set_ylabel(label)
         axis.tick_params(axis="x", labelrotation=90, labelsize=8)
     axes[1].legend(frameon=False, fontsize=8)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
@@ -213,9 +212,8 @@ def score_distribution(
     axis.axhline(mu, color=PRUNED, ls="--", lw=1)
     axis.annotate(f"mu = {mu:g}", (len(scores) - 0.5, mu), color=PRUNED, fontsize=9, va="bottom", ha="right")
     axis.set_xticks(range(len(scores)), list(scores), rotation=90, fontsize=8)
-    axis.set_ylabel("score, standard deviations\nabove the layer's mean")
-    axis.set_xlabel("layer" + ("  (ringed: the three filters that the trigger moves most)" if truth else ""))
-    axis.set_title(title)
+    ringed = "  (ringed: the three filters that the trigger moves most)" if truth else ""
+    axis.set(title=title, xlabel="layer" + ringed, ylabel="score, standard deviations\nabove the layer's mean")
     return figure
 
 
@@ -244,13 +242,10 @@ def before_after(table: pd.DataFrame, title: str, group: str = "model", stage: s
     """ACC and ASR (columns `acc`, `asr`, in percent) at each stage, one line a group; draws make the error bars."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     look = {"errorbar": "sd", "dodge": 0.15, "markersize": 5, "lw": 1.8}
-    for axis, column, label in zip(
-        axes, ("acc", "asr"), ("clean accuracy (%)", "attack success rate (%)"), strict=True
-    ):
+    labels = {"acc": "clean accuracy (%)", "asr": "attack success rate (%)"}
+    for axis, (column, label) in zip(axes, labels.items(), strict=True):
         sns.pointplot(table, x=stage, y=column, hue=group, ax=axis, **look)
-        axis.set_ylabel(label)
-        axis.set_xlabel("")
-        axis.set_ylim(-3, 103)
+        axis.set(xlabel="", ylabel=label, ylim=(-3, 103))
         if column == "acc":
             axis.get_legend().remove()
         else:
@@ -269,31 +264,36 @@ def flipped(images: Images, before: Tensor, after: Tensor, title: str, count: in
         count: how many to show.
     """
     back = ((before != images.labels) & (after == images.labels)).nonzero().flatten()[:count]
-    names = images.classes
-    titles = [f"{names[int(before[i])]} →\n{names[int(after[i])]}" for i in back]
-    shown = images.images[back] if len(back) else images.images[:0]
     if not len(back):
         figure, axis = plt.subplots(figsize=(6, 1))
         axis.text(0, 0.5, "no prediction flipped back")
         axis.axis("off")
         return figure
-    return image_grid(shown, titles, columns=min(count, 10), title=title)
+    names = images.classes
+    titles = [f"{names[int(before[i])]} →\n{names[int(after[i])]}" for i in back]
+    return image_grid(images.images[back], titles, columns=min(count, 10), title=title)
 
 
 def heat(
-    axis: Axes,
-    table: pd.DataFrame,
-    label: str,
-    form: str = ".0f",
-    limits: tuple[float | None, float | None] = (None, None),
+    axis: Axes, table: pd.DataFrame, label: str, form: str = ".0f", limits: Sequence[float | None] = (None, None)
 ) -> None:
     """A labelled heat map of a small table, percent by default; `limits` are the colour scale's."""
-    low, high = limits
-    look = {"cmap": "cividis", "vmin": low, "vmax": high, "linewidths": 0.5, "cbar_kws": {"label": label}}
+    look = {"cmap": "cividis", "vmin": limits[0], "vmax": limits[1], "linewidths": 0.5, "cbar_kws": {"label": label}}
     sns.heatmap(table, annot=True, fmt=form, ax=axis, **look)
 
 
-def filter_maps(maps: Tensor) -> Tensor:
-    """Activation maps `[n, h, w]` to grey pictures `[n, 3, h, w]` in [0, 1], each scaled to its own range."""
-    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
-    return ((maps - low) / (high - low).clamp_min(1e-12))[:, None].expand(-1, 3, -1, -1).to(torch.float32)
+def lines_by_layer(
+    lines: Mapping[str, Mapping[str, float]],
+    label: str,
+    title: str,
+    colors: Sequence[str] = (GREEN, PURPLE, BROWN, PINK),
+    legend: str = "",
+) -> Figure:
+    """One line over the layers for each name; `label` says what is measured, a share or correlation up to 1."""
+    figure, axis = plt.subplots(figsize=(8.5, 3.8))
+    for (name, values), color in zip(lines.items(), colors, strict=False):
+        axis.plot(list(values), list(values.values()), "o-", ms=4, color=color, label=name)
+    axis.set(title=title, ylabel=label, ylim=(min(0, axis.get_ylim()[0]), 1.02))
+    axis.tick_params(axis="x", labelrotation=90, labelsize=8)
+    axis.legend(frameon=False, fontsize=9, title=legend or None)
+    return figure

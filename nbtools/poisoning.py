@@ -11,7 +11,7 @@ from nbtools.images import Images, to_bytes, to_floats
 from nbtools.triggers import Trigger, WaNet, stamp
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Poisoned:
     """A poisoned training set.
 

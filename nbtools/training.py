@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -130,14 +130,15 @@ def train(
 
     Raises:
         DivergedError: where the loss is not finite.
-        ValueError: where there are fewer than two images.
+        ValueError: where there are fewer than two images, or the checkpoint was made with another recipe or seed.
     """
     if len(images) < 2:
         raise ValueError(f"training needs at least two images, got {len(images)}")
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
     )
-    rows = _resume(checkpoint, model, optimizer)
+    made_by = json.dumps([asdict(recipe), seed])
+    rows = _resume(checkpoint, model, optimizer, made_by)
     if log:
         log(f"{'epoch':>7} {'loss':>7} {'accuracy':>9} {'seconds':>8} {'left':>7}")
     for epoch in range(len(rows), recipe.epochs):
@@ -148,7 +149,7 @@ def train(
         row = {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy(model) if accuracy else float("nan")}
         rows.append({**row, "seconds": time.perf_counter() - started})
         if checkpoint:
-            _save(checkpoint, model, optimizer, rows)
+            _save(checkpoint, model, optimizer, rows, made_by)
         if log:
             left = sum(r["seconds"] for r in rows) / len(rows) * (recipe.epochs - epoch - 1)
             log(
@@ -176,28 +177,31 @@ def _one_epoch(
     return float(total) / len(batches)
 
 
-def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rows: list[Row]) -> None:
+def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rows: list[Row], made_by: str) -> None:
     tensors = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         buffer = optimizer.state[parameter].get("momentum_buffer")
         if buffer is not None:
             tensors[f"momentum.{name}"] = buffer.contiguous()
     partial = path.with_suffix(".partial")
-    save_file(tensors, partial, {"rows": json.dumps(rows)})
+    save_file(tensors, partial, {"rows": json.dumps(rows), "made_by": made_by})
     partial.replace(path)
 
 
-def _resume(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Row]:
+def _resume(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, made_by: str) -> list[Row]:
     if path is None or not path.exists():
         return []
     try:
         with safe_open(path, "pt") as file:
             rows: list[Row] = json.loads(file.metadata()["rows"])
+            before = file.metadata().get("made_by", made_by)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         aside = path.replace(path.with_suffix(".damaged"))
         warnings.warn(f"{path} can't be read ({error}); it is now {aside.name}, training starts anew", stacklevel=3)
         return []
+    if before != made_by:
+        raise ValueError(f"{path} belongs to another training ({before}, this one is {made_by}); give another file")
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
     for name, parameter in model.named_parameters():
         if f"momentum.{name}" in tensors:

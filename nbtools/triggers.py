@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -186,11 +187,15 @@ def make_trigger(name: str, **options: float | int | str) -> Trigger:
     """A trigger by name.
 
     Raises:
-        ValueError: for an unknown name; the message lists the known ones.
+        ValueError: for an unknown name or option; the message lists the known ones.
     """
     if name not in TRIGGERS:
         raise ValueError(f"unknown attack {name!r}; known: {', '.join(TRIGGERS)}")
-    return TRIGGERS[name](**options)
+    try:
+        return TRIGGERS[name](**options)
+    except TypeError as error:
+        known = ", ".join(inspect.signature(TRIGGERS[name]).parameters)
+        raise ValueError(f"{name} can't take {options}; its options: {known}") from error
 
 
 def stamp(trigger: Trigger, images: Images, batch_size: int = 2_000) -> Images:

@@ -132,6 +132,8 @@ def test_little_input_is_enough(defence: Defence, clean: Images) -> None:
         (lambda: Suspiciousness(signs={"weight": 1}), "signs take sigma, .* got 'weight': 1"),
         (lambda: FineTune(steps=0), "steps, every and batch_size >= 1"),
         (lambda: FineTune(lr=0), "lr > 0"),
+        (lambda: FineTune(lr=float("nan")), "lr > 0"),
+        (lambda: FineTune(confidence=float("nan")), "confidence >= 0"),
         (lambda: FineTune(folds=1), "folds >= 2"),
         (lambda: FineTune(teacher="attacker"), "teacher is 'before' or 'labels'"),
         (lambda: Images(torch.zeros(1, 3, 8, 8).byte(), torch.tensor([4]), ("a", "b")), "labels run from 4 to 4"),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from nbtools.evaluation import Evaluation, Evaluator, accuracy, agreement, der, predict, tac, wilson
+from nbtools.evaluation import Evaluation, Evaluator, accuracy, agreement, der, predict, stability, tac, wilson
 from nbtools.images import Images, to_floats
 from nbtools.models import PreActResNet18, ResNet18, layers_of, prunable_units
 from nbtools.triggers import BadNets, Trigger, WaNet, stamp
@@ -190,3 +190,12 @@ def test_agreement_on_hand_made_scores() -> None:
     assert table["half"]["precision"] == 0.5
     assert table["few"] == pytest.approx({"spearman": 0.5, "precision": 1, "chance": 2 / 3})
     assert agreement(scores, truths, k=10)["few"]["chance"] == 1, "k is at most the layer's filters"
+
+
+def test_stability_is_the_mean_rank_correlation_of_all_pairs_of_draws() -> None:
+    rising, swapped = torch.tensor([1.0, 2, 3, 4]), torch.tensor([1.0, 2, 4, 3])
+    draws = [{"l": rising}, {"l": rising.exp()}, {"l": swapped}, {"l": -rising}]
+    expected = [1, 0.8, -1, 0.8, -1, -0.8]  # pairs in order; 1 - 6 * sum of squared rank differences / 60
+    assert stability(draws) == pytest.approx({"l": sum(expected) / 6})
+    with pytest.raises(ValueError, match="at least two, got 1"):
+        stability(draws[:1])

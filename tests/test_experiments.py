@@ -1,5 +1,8 @@
 """Trained once and found after that; rows measured once; whatever shapes a result is in its key."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +14,15 @@ import torch
 from tiny import bits, same_bits
 
 from nbtools import cache, experiments
+from nbtools import trained as trained_module
 from nbtools.defences import RandomPruning, Suspiciousness
-from nbtools.evaluation import accuracy
-from nbtools.experiments import Run, Trained, start
+from nbtools.evaluation import Evaluator, accuracy
+from nbtools.experiments import Run, start
 from nbtools.models import prunable_units
+from nbtools.pruning import pruned_copy, threshold
+from nbtools.scores import spectral_norms
 from nbtools.settings import PROFILES
+from nbtools.trained import Trained
 from nbtools.triggers import BadNets, Blended
 
 TINY = replace(PROFILES["quick"], name="tiny", train=64, reserved=40, test=40, width=16, epochs=1, batch_size=32)
@@ -62,7 +69,7 @@ def test_start_says_what_was_chosen(stored: Path, capsys: pytest.CaptureFixture[
 def test_a_model_is_trained_once_and_found_after_that(
     run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiments, "train", refuse)
+    monkeypatch.setattr(trained_module, "train", refuse)
     for again in (run.model("badnets", 0.25), start("tiny", device="cpu", quiet=True).model("badnets", 0.25)):
         assert same_bits(bits(again.model), bits(trained.model)) and again.card == trained.card
     with pytest.raises(Stop):
@@ -79,7 +86,7 @@ def test_a_clean_model_is_measured_with_the_trigger_that_is_asked_for(
     assert (clean.attack, clean.name, clean.poison_rate) == ("none", "clean", 0)
     assert clean.evaluate.trigger == clean.trigger == Blended(alpha=0.3) and clean.evaluate.target == 3
     assert clean.before.acc == pytest.approx(100 * accuracy(clean.model, run.splits.test))
-    monkeypatch.setattr(experiments, "train", refuse)
+    monkeypatch.setattr(trained_module, "train", refuse)
     other = run.clean_model()
     assert other.trigger == BadNets() and same_bits(bits(other.model), bits(clean.model)), "one model for all triggers"
 
@@ -94,6 +101,7 @@ def key_of(run: Run, ask: Callable[[Run], object]) -> str:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiments, "cached", record)
+        patch.setattr(trained_module, "cached", record)
         with pytest.raises(Stop):
             ask(run)
     return keys[0]
@@ -108,14 +116,14 @@ def test_what_shapes_a_model_is_in_its_key(run: Run) -> None:
         return replace(run, profile=replace(TINY, **profile))
 
     fewer = replace(run.splits, train=run.splits.train.subset(torch.arange(32)))
-    cifar = replace(run.splits, name="cifar10")
+    cifar, other_code = replace(run.splits, name="cifar10"), replace(run.splits, version="other")
     keys = [
         *(key_of(run, lambda run, rate=rate: run.model("badnets", rate)) for rate in (0.25, 0.5)),
         key_of(run, lambda run: run.model("badnets", 0.25, target=1)),
         key_of(run, lambda run: run.model("badnets", 0.25, size=2)),
         key_of(run, lambda run: run.model("blended", 0.25)),
         key_of(run, lambda run: run.clean_model()),
-        *(key_of(replace(run, splits=splits), badnets) for splits in (fewer, cifar)),
+        *(key_of(replace(run, splits=splits), badnets) for splits in (fewer, cifar, other_code)),
         *(key_of(other, badnets) for other in (replace(run, seed=1), replace(run, architecture="preact_resnet18"))),
         *(key_of(changed(**{name: 32}), badnets) for name in ("width", "epochs", "batch_size", "padding")),
         *(key_of(changed(weight_decay=decay), badnets) for decay in (1e-3, 1e-4)),
@@ -146,6 +154,7 @@ def test_a_defence_is_measured_once(run: Run, trained: Trained, monkeypatch: pyt
 def test_what_shapes_a_row_is_in_its_key(run: Run, trained: Trained) -> None:
     defence = Suspiciousness(fine_tune=None)
     clean = replace(trained, card={**trained.card, "key": "another"})
+    few = replace(trained, evaluate=Evaluator(trained.evaluate.test.subset(torch.arange(30)), trained.trigger))
     asked: list[Callable[[Run], object]] = [
         lambda run: run.defend(trained, defence),
         lambda run: run.defend(clean, defence),
@@ -155,6 +164,7 @@ def test_what_shapes_a_row_is_in_its_key(run: Run, trained: Trained) -> None:
         lambda run: run.defend(trained, defence, n_total=10),
         lambda run: run.defend(trained, defence, draw=1),
         lambda run: run.defend(replace(trained, trigger=BadNets(2)), defence),
+        lambda run: run.defend(few, defence, glance=True),
     ]
     keys = [key_of(run, ask) for ask in asked]
     assert len(set(keys)) == len(keys)
@@ -194,6 +204,11 @@ def test_a_write_that_breaks_off_leaves_the_earlier_rows(
         (lambda run: run.model("badnet", 0.1), "unknown attack 'badnet'; known: badnets, blended, sig, wanet"),
         (lambda run: run.clean_model("none"), "unknown attack 'none'; known: badnets"),
         (lambda run: run.model("badnets", 0.1, target=10), "classes 0 to 9, got 10"),
+        (
+            lambda run: run.model("badnets", 0.1, foo=3),
+            "badnets can't take .*; its options: size, pattern",
+        ),
+        (lambda run: run.save_rows([], "../rows"), "a file's name without a folder"),
         (lambda run: run.model("badnets", 0.0), r"poison_rate must lie in \(0, 1\], got 0.0"),
         (lambda run: badnets(replace(run, architecture="vgg")), "unknown architecture 'vgg'; known: resnet18"),
         (lambda run: run.draw(samples_per_class=5), "class .* has . clean images in the pool, 5 were asked for"),
@@ -202,6 +217,83 @@ def test_a_write_that_breaks_off_leaves_the_earlier_rows(
 def test_what_is_unknown_or_out_of_range_is_refused(run: Run, ask: Callable[[Run], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ask(run)
+
+
+def test_what_is_refused_leaves_nothing_behind(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NBTOOLS_CACHE", str(tmp_path))
+    narrow = replace(run, profile=replace(TINY, width=8))
+    for wrong in (narrow, replace(run, architecture="vgg")):
+        with pytest.raises(ValueError, match=r"width|architecture"):
+            badnets(wrong)
+    with pytest.raises(ValueError, match="poison_rate"):
+        run.model("badnets", 0.0)
+    assert not list(tmp_path.iterdir()) and capsys.readouterr().out == ""
+
+
+def test_a_point_of_a_sweep_is_pruned_by_the_threshold_and_measured_at_a_glance(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trained_module, "GLANCE", 25)
+    looked = replace(trained)  # without what is cached
+    scores = spectral_norms(trained.model)
+    row = looked.pruned(scores, 1.0)
+    mask = threshold(scores, 1.0)
+    few = Evaluator(trained.evaluate.test.subset(torch.arange(25)), trained.trigger, trained.target)
+    assert (row["model"], row["mu"], row["pruned"]) == (trained.name, 1.0, mask.count) and mask.count > 0
+    assert {name: row[name] for name in ("acc", "asr", "ra")} == few(pruned_copy(trained.model, mask)).row()
+    assert looked.before_at_a_glance == few(trained.model) and len(looked.glance.test) == 25
+
+
+CHILD = """
+import runpy, sys
+from dataclasses import replace
+from nbtools import settings
+settings.PROFILES["tiny"] = replace(settings.PROFILES["quick"], name="tiny", train=64, reserved=40, test=40, epochs=1)
+sys.argv = ["trained", sys.argv[1]]
+runpy.run_module("nbtools.trained", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_what_is_trained_ahead_is_what_is_asked_for_later(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NBTOOLS_CACHE", str(tmp_path))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    started = subprocess.Popen
+    orders: list[str] = []
+
+    def in_a_child(command: list[str], **options: Any) -> subprocess.Popen[str]:
+        assert command[1:3] == ["-m", "nbtools.trained"]
+        orders.append(command[3])
+        return started([sys.executable, "-c", CHILD, command[3]], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", in_a_child)
+    process = trained_module.train_ahead(run, "blended", 0.25, 1, {"alpha": 0.3})
+    assert process is not None and process.wait(120) == 0
+    monkeypatch.setattr(trained_module, "train", refuse)
+    ahead = run.model("blended", 0.25, 1, alpha=0.3)
+    assert ahead.card["history"] and ahead.trigger == Blended(alpha=0.3)
+    assert trained_module.train_ahead(run, "blended", 0.25, 1, {"alpha": 0.3}) is None, "it is there already"
+
+
+def test_nothing_is_trained_ahead_where_no_core_is_idle(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    run.ahead("blended", 0.3)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    replace(run, profile=replace(TINY, threads=0)).ahead("blended", 0.3)
+    with pytest.raises(Stop):
+        run.ahead("blended", 0.3)
+
+
+def test_a_training_ahead_ends_with_the_process_that_asked() -> None:
+    order = json.dumps([{"profile": "quick"}, "badnets", 0.05, 0, {}])
+    child = subprocess.Popen([sys.executable, "-m", "nbtools.trained", order], stdin=subprocess.PIPE)
+    assert child.stdin is not None and child.poll() is None
+    child.stdin.close()
+    assert child.wait(60) == 1
 
 
 def test_the_attackers_images_are_poisoned_as_asked(run: Run) -> None:

@@ -126,6 +126,10 @@ class Branching(nn.Module):
     [
         (Branching(), "torch.fx can't trace Branching .* must not branch on values"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)), r"followed by a batch norm \(1 convolutions"),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)),
+            r"followed by a batch norm \(1 convolutions",
+        ),
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), r"Sequential has no convolution .* \(0 convolutions"),
     ],
 )

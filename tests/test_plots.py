@@ -57,6 +57,7 @@ EXAMPLES: dict[str, list[Callable[[], Figure]]] = {
     ],
     "pruning_sweep": [lambda: plots.pruning_sweep(ROWS, START, "A finding")],
     "before_after": [lambda: plots.before_after(STAGES, "A finding")],
+    "lines_by_layer": [lambda: plots.lines_by_layer({"one": {"conv1": 0.3, "fc": -0.2}}, "share", "A finding")],
     "flipped": [
         lambda: plots.flipped(IMAGES, BEFORE, AFTER, "A finding"),
         lambda: plots.flipped(IMAGES, AFTER, AFTER, "A finding"),
@@ -138,8 +139,11 @@ def test_heat_labels_every_cell() -> None:
     assert [text.get_text() for text in axis.texts] == ["1", "22", "33", "100"]
 
 
-def test_filter_maps_fill_the_grey_scale() -> None:
-    maps = torch.stack([torch.arange(6.0).view(2, 3) - 2, torch.full((2, 3), 7.0)])
-    grey = plots.filter_maps(maps)
-    assert grey.shape == (2, 3, 2, 3) and grey[0, 0].flatten().tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
-    assert not grey[1].any(), "a map that is the same everywhere is black"
+def test_lines_by_layer_draws_every_layer_in_order() -> None:
+    figure = plots.lines_by_layer(
+        {"a": {"l1": 0.2, "l2": 0.4}, "b": {"l1": 0.5, "l2": -0.1}}, "share", "t", legend="who"
+    )
+    (axis,) = figure.axes
+    assert [np.asarray(line.get_ydata()).tolist() for line in axis.lines] == [[0.2, 0.4], [0.5, -0.1]]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]  # type: ignore[union-attr]
+    assert axis.get_ylim()[0] <= -0.1 and axis.get_ylabel() == "share"

@@ -166,6 +166,16 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bits(moment: str, whole: Whol
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"], "nothing half-written is left"
 
 
+@pytest.mark.parametrize(("recipe", "seed"), [(replace(RECIPE, lr=0.2), 0), (RECIPE, 1)])
+def test_another_trainings_checkpoint_is_refused(recipe: Recipe, seed: int, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    train(fresh(), IMAGES, replace(RECIPE), checkpoint=checkpoint, log=None)
+    before, model = checkpoint.read_bytes(), fresh()
+    with pytest.raises(ValueError, match=r"belongs to another training .* give another file"):
+        train(model, IMAGES, recipe, seed, checkpoint, log=None)
+    assert same(model, fresh()) and checkpoint.read_bytes() == before
+
+
 def test_a_finished_run_is_read_and_not_trained_again(whole: Whole, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
     first = train(fresh(), IMAGES, RECIPE, checkpoint=checkpoint, log=None)

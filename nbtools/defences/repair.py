@@ -89,11 +89,12 @@ class FineTune:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.every, self.batch_size) < 1 or self.lr <= 0 or self.folds < 2 or self.confidence < 0:
+        counts = min(self.steps, self.every, self.batch_size)
+        if counts < 1 or not self.lr > 0 or self.folds < 2 or not self.confidence >= 0:  # so that NaN is refused too
             raise ValueError(
                 "steps, every and batch_size >= 1, lr > 0, folds >= 2 and confidence >= 0 are needed, got " + repr(self)
             )
-        if self.teacher not in ("before", "labels") or self.temperature <= 0:
+        if self.teacher not in ("before", "labels") or not self.temperature > 0:
             raise ValueError(f"teacher is 'before' or 'labels', temperature is above 0, got {self}")
 
     def __call__(self, model: nn.Module, clean: Images, mask: Mask, before: nn.Module) -> list[dict[str, Any]]:

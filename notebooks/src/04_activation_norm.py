@@ -39,16 +39,14 @@ mu = 2.0  # threshold of the comparison with the norm, standard deviations above
 mus = [1.0, 2.0, 3.0]  # thresholds to try for the term alone, the same
 
 # %%
-import itertools
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from scipy.stats import spearmanr
 
 import nbtools
 from nbtools import checks, plots
-from nbtools.evaluation import agreement, tac
+from nbtools.evaluation import agreement, stability, tac
 from nbtools.images import Images, draw_clean
 from nbtools.models import prunable_units
 
@@ -59,7 +57,7 @@ clean_twin = run.clean_model(attack, target)
 both = (poisoned, clean_twin)
 clean = run.draw(samples_per_class, draw=draw)
 units = prunable_units(poisoned.model)
-before = {model.name: model.before.row() for model in both}
+before = {model.name: model.before_at_a_glance.row() for model in both}
 print(f"the defender holds {len(clean)} clean images")
 pd.DataFrame(before).T.round(1)
 
@@ -381,15 +379,7 @@ pd.DataFrame({name: pd.DataFrame(table).T.loc[last].mean() for name, table in li
 # > **Predict first.** A dormant filter does nothing for clean images. Is it free to prune?
 
 # %%
-from nbtools.pruning import pruned_copy, threshold
-
-rows = []
-for trained in both:
-    for level in mus:
-        mask = threshold(scores[trained.name], level)
-        after = trained.evaluate(pruned_copy(trained.model, mask))
-        rows.append({"model": trained.name, "mu": level, "pruned": mask.count, **after.row()})
-sweep = pd.DataFrame(rows)
+sweep = pd.DataFrame(trained.pruned(scores[trained.name], level) for trained in both for level in mus)
 run.save_rows(sweep, "04_activation_norm")
 sweep.pivot(index="mu", columns="model", values=["acc", "asr", "pruned"]).round(1)
 
@@ -415,9 +405,8 @@ for name, signs in {
     "norm, silence suspicious (ours)": {"sigma": 1, "activation": -1},
     "norm, loudness suspicious": {"sigma": 1, "activation": 1},
 }.items():
-    mask = threshold(suspiciousness(parts[poisoned.name], signs), mu)
-    rows.append({"rule": name, "pruned": mask.count, **poisoned.evaluate(pruned_copy(poisoned.model, mask)).row()})
-ablation = pd.DataFrame(rows).set_index("rule")
+    rows.append({"rule": name, **poisoned.pruned(suspiciousness(parts[poisoned.name], signs), mu)})
+ablation = pd.DataFrame(rows).set_index("rule").drop(columns=["model", "mu"])
 ablation.round(1)
 
 # %% [markdown]
@@ -431,20 +420,16 @@ ablation.round(1)
 
 # %%
 count = max(draws or run.profile.draws, 2)
-figure, axis = plt.subplots(figsize=(8.5, 3.8))
-stability = {}
-for number, color in ((1, plots.GREEN), (samples_per_class, plots.PURPLE)):
-    of_draws = [activation_norms(poisoned.model, run.draw(number, draw=d)) for d in range(count)]
-    pairs = list(itertools.combinations(of_draws, 2))
-    by_layer = {n: sum(spearmanr(a[n].cpu(), b[n].cpu()).statistic for a, b in pairs) / len(pairs) for n in bn_of}
-    stability[number] = sum(by_layer.values()) / len(by_layer)
-    axis.plot(list(by_layer), list(by_layer.values()), "o-", ms=4, color=color, label=f"{number} a class")
-axis.set(ylabel="rank correlation between draws", ylim=(min(0, axis.get_ylim()[0]), 1.02))
-axis.tick_params(axis="x", labelrotation=90, labelsize=8)
-axis.legend(frameon=False, fontsize=9, title="clean images")
-axis.set_title(f"The ranking by activation norm, from {count} draws ({poisoned.name})")
-plots.show(figure, "Line chart over the layers: rank correlation of the activation norm between draws.")
-print("mean over the layers:  " + "  ".join(f"{n} a class {value:.2f}" for n, value in stability.items()))
+lines = {
+    f"{number} a class": stability([activation_norms(poisoned.model, run.draw(number, draw=d)) for d in range(count)])
+    for number in (1, samples_per_class)
+}
+title = f"The ranking by activation norm, from {count} draws ({poisoned.name})"
+plots.show(
+    plots.lines_by_layer(lines, "rank correlation between draws", title, legend="clean images"),
+    "Line chart over the layers: rank correlation of the activation norm between draws.",
+)
+print("mean over the layers:  " + "  ".join(f"{name} {pd.Series(v).mean():.2f}" for name, v in lines.items()))
 
 # %% [markdown]
 # ## 8. Exercises
@@ -513,12 +498,11 @@ print(f"number {ranked.index(target) + 1} of {len(ranked)} by this filter's norm
 
 # %% tags=["check", "remove-cell"]
 limits = {
-    "quick": {"asr": 90, "twin_asr": 15, "rise": 5, "sign": 3},
-    "laptop": {"asr": 90, "twin_asr": 15, "rise": 5, "sign": 5},
-    "paper": {"asr": 90, "twin_asr": 15, "rise": 3, "sign": 0},
+    "quick": {"rise": 5, "sign": 3},
+    "laptop": {"rise": 5, "sign": 5},
+    "paper": {"rise": 3, "sign": 0},
 }[run.profile.name]
-assert poisoned.before.asr >= limits["asr"], f"the backdoor did not take: ASR {poisoned.before.asr:.1f}"
-assert clean_twin.before.asr <= limits["twin_asr"], f"the twin reacts to the trigger: ASR {clean_twin.before.asr:.1f}"
+checks.backdoor_took(poisoned, clean_twin)
 for model in both:
     assert all(bool(torch.isfinite(score).all()) for score in scores[model.name].values()), "every score is finite"
 assert rise[poisoned.name] >= limits["rise"] * rise[clean_twin.name], (

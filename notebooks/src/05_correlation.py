@@ -39,7 +39,6 @@ mu = 2.0  # threshold of the comparison with the norm, standard deviations above
 mus = [1.0, 2.0, 3.0]  # thresholds to try for the term alone, the same
 
 # %%
-import itertools
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -52,7 +51,7 @@ from scipy.stats import spearmanr
 import nbtools
 from nbtools import checks, plots
 from nbtools.activations import MapStatistics, watch
-from nbtools.evaluation import agreement, tac
+from nbtools.evaluation import agreement, stability, tac
 from nbtools.images import Images, draw_clean
 from nbtools.models import prunable_units
 
@@ -63,7 +62,7 @@ clean_twin = run.clean_model(attack, target)
 both = (poisoned, clean_twin)
 clean = run.draw(samples_per_class, draw=draw)
 units = prunable_units(poisoned.model)
-before = {model.name: model.before.row() for model in both}
+before = {model.name: model.before_at_a_glance.row() for model in both}
 print(f"the defender holds {len(clean)} clean images")
 pd.DataFrame(before).T.round(1)
 
@@ -345,15 +344,7 @@ pd.DataFrame({name: pd.DataFrame(table).T.loc[last].mean() for name, table in li
 # > **Predict first.** A filter without company says what no other filter says. Is it cheap or expensive to lose?
 
 # %%
-from nbtools.pruning import pruned_copy, threshold
-
-rows = []
-for trained in both:
-    for level in mus:
-        mask = threshold(scores[trained.name], level)
-        after = trained.evaluate(pruned_copy(trained.model, mask))
-        rows.append({"model": trained.name, "mu": level, "pruned": mask.count, **after.row()})
-sweep = pd.DataFrame(rows)
+sweep = pd.DataFrame(trained.pruned(scores[trained.name], level) for trained in both for level in mus)
 run.save_rows(sweep, "05_correlation")
 sweep.pivot(index="mu", columns="model", values=["acc", "asr", "pruned"]).round(1)
 
@@ -377,9 +368,8 @@ for name, signs in {
     "norm, low correlation suspicious (paper)": {"sigma": 1, "correlation": -1},
     "norm, high correlation suspicious": {"sigma": 1, "correlation": 1},
 }.items():
-    mask = threshold(suspiciousness(parts[poisoned.name], signs), mu)
-    rows.append({"rule": name, "pruned": mask.count, **poisoned.evaluate(pruned_copy(poisoned.model, mask)).row()})
-ablation = pd.DataFrame(rows).set_index("rule")
+    rows.append({"rule": name, **poisoned.pruned(suspiciousness(parts[poisoned.name], signs), mu)})
+ablation = pd.DataFrame(rows).set_index("rule").drop(columns=["model", "mu"])
 ablation.round(1)
 
 # %% [markdown]
@@ -403,20 +393,16 @@ def correlation_of(images: Images) -> dict[str, torch.Tensor]:
     return {name: s.correlation() for name, s in statistics.items()}
 
 
-figure, axis = plt.subplots(figsize=(8.5, 3.8))
-stability = {}
-for number, color in ((1, plots.GREEN), (samples_per_class, plots.PURPLE)):
-    of_draws = [correlation_of(run.draw(number, draw=d)) for d in range(count)]
-    pairs = list(itertools.combinations(of_draws, 2))
-    by_layer = {n: sum(spearmanr(a[n].cpu(), b[n].cpu()).statistic for a, b in pairs) / len(pairs) for n in of_draws[0]}
-    stability[number] = sum(by_layer.values()) / len(by_layer)
-    axis.plot(list(by_layer), list(by_layer.values()), "o-", ms=4, color=color, label=f"{number} a class")
-axis.set(ylabel="rank correlation between draws", ylim=(min(0, axis.get_ylim()[0]), 1.02))
-axis.tick_params(axis="x", labelrotation=90, labelsize=8)
-axis.legend(frameon=False, fontsize=9, title="clean images")
-axis.set_title(f"The ranking by correlation, from {count} draws ({poisoned.name})")
-plots.show(figure, "Line chart over the layers: rank correlation of the term between draws.")
-print("mean over the layers:  " + "  ".join(f"{n} a class {value:.2f}" for n, value in stability.items()))
+lines = {
+    f"{number} a class": stability([correlation_of(run.draw(number, draw=d)) for d in range(count)])
+    for number in (1, samples_per_class)
+}
+title = f"The ranking by correlation, from {count} draws ({poisoned.name})"
+plots.show(
+    plots.lines_by_layer(lines, "rank correlation between draws", title, legend="clean images"),
+    "Line chart over the layers: rank correlation of the term between draws.",
+)
+print("mean over the layers:  " + "  ".join(f"{name} {pd.Series(v).mean():.2f}" for name, v in lines.items()))
 
 # %% [markdown]
 # One image gives many positions in an early layer and few in a late one: look whether the two lines part towards the
@@ -491,14 +477,9 @@ print(f"rank correlation between activation norm and correlation in stages 3 and
 # Previous: [04 · Activation norm](04_activation_norm.ipynb) · Next: [06 · Suspiciousness](06_suspiciousness.ipynb)
 
 # %% tags=["check", "remove-cell"]
-limits = {
-    "quick": {"asr": 90, "twin_asr": 15, "stability": 0.7},
-    "laptop": {"asr": 90, "twin_asr": 15, "stability": 0.7},
-    "paper": {"asr": 90, "twin_asr": 15, "stability": 0.7},
-}[run.profile.name]
-assert poisoned.before.asr >= limits["asr"], f"the backdoor did not take: ASR {poisoned.before.asr:.1f}"
-assert clean_twin.before.asr <= limits["twin_asr"], f"the twin reacts to the trigger: ASR {clean_twin.before.asr:.1f}"
+checks.backdoor_took(poisoned, clean_twin)
 for model in both:
     assert all(bool(torch.isfinite(score).all()) for score in scores[model.name].values()), "every score is finite"
-assert stability[samples_per_class] >= limits["stability"], f"the ranking should survive another draw: {stability}"
+survives = pd.Series(lines[f"{samples_per_class} a class"]).mean()
+assert survives >= 0.7, f"the ranking should survive another draw: {survives:.2f}"
 assert company["triggered"] > company["clean"], f"the trigger should bring its filters together: {company}"

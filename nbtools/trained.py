@@ -1,0 +1,221 @@
+"""The models of the series: trained once, found in the cache after that, or trained ahead in another process."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from nbtools.cache import cached, folder, key
+from nbtools.evaluation import Evaluation, Evaluator, accuracy
+from nbtools.images import Images
+from nbtools.models import make_model
+from nbtools.poisoning import poison
+from nbtools.pruning import pruned_copy, threshold
+from nbtools.scores import Scores
+from nbtools.settings import STRIDES, Profile, hardware, has_bf16, seed_everything
+from nbtools.training import Recipe, train
+from nbtools.triggers import Trigger, make_trigger
+
+if TYPE_CHECKING:
+    from nbtools.experiments import Run
+
+Options = dict[str, float | int | str]
+GLANCE = 2_000
+"""Test images of a look that need not be exact."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model of the series and what it was made of.
+
+    Args:
+        model: in eval mode, on the run's device. Defences copy it; nothing changes it.
+        attack: the attack's name, "none" for a clean model.
+        trigger: what the attacker used; for a clean model the trigger that the evaluator tries on it.
+        target: the target class.
+        poison_rate: 0 for a clean model.
+        card: what the cache wrote beside the weights: configuration, history, seconds, hardware.
+        evaluate: the evaluator, holding test set and trigger.
+    """
+
+    model: nn.Module
+    attack: str
+    trigger: Trigger
+    target: int
+    poison_rate: float
+    card: dict[str, Any]
+    evaluate: Evaluator
+
+    @functools.cached_property
+    def before(self) -> Evaluation:
+        """ACC, ASR and RA of the model as it was trained."""
+        return self.evaluate(self.model)
+
+    @functools.cached_property
+    def glance(self) -> Evaluator:
+        """The evaluator on the first 2,000 test images: a sweep of many points needs no more than the two points or so
+        to which they tell a share."""
+        few = torch.arange(min(GLANCE, len(self.evaluate.test)))
+        return Evaluator(self.evaluate.test.subset(few), self.trigger, self.target)
+
+    @functools.cached_property
+    def before_at_a_glance(self) -> Evaluation:
+        """ACC, ASR and RA on the images of `glance`."""
+        return self.glance(self.model)
+
+    def pruned(self, scores: Scores, mu: float) -> dict[str, Any]:
+        """Prune a copy where the scores stand out and measure it at a glance: a point of a sweep.
+
+        Args:
+            scores: convolution name to `[filters]`, high = suspicious.
+            mu: see `nbtools.pruning.threshold`.
+
+        Returns:
+            A row: model, mu, pruned (filters); acc, asr, ra in percent.
+        """
+        mask = threshold(scores, mu)
+        after = self.glance(pruned_copy(self.model, mask))
+        return {"model": self.name, "mu": mu, "pruned": mask.count, **after.row()}
+
+    @property
+    def name(self) -> str:
+        """For tables and titles: "badnets 5 %", "clean"."""
+        return "clean" if self.attack == "none" else f"{self.attack} {100 * self.poison_rate:g} %"
+
+
+def load_or_train(run: Run, attack: str, poison_rate: float, target: int, shown: str, options: Options) -> Trained:
+    """The model of this configuration; see `nbtools.experiments.Run.model`.
+
+    Args:
+        run: profile, data, architecture, seed.
+        attack: what the model is trained with, "none" for a clean one.
+        poison_rate: 0 for a clean one.
+        target: the target class.
+        shown: the attack whose trigger the evaluator holds.
+        options: that trigger's own fields.
+
+    Raises:
+        ValueError: for a value out of its range, before anything is trained.
+    """
+    trigger, profile, poison_rate = make_trigger(shown, **options), run.profile, float(poison_rate)
+    classes = run.splits.train.num_classes
+    if not 0 <= target < classes:
+        raise ValueError(f"target must be one of the classes 0 to {classes - 1}, got {target}")
+    # Before anything is written, so that a wrong architecture, width or rate stops here.
+    seed_everything(run.seed)
+    model = make_model(run.architecture, classes, width=profile.width, strides=profile.strides).to(run.device)
+    images = run.splits.train
+    if attack != "none":
+        images = poison(images, trigger, poison_rate, target, run.seed).images
+    build = functools.partial(_build, run, attack, model, images)
+    entry = cached("models", _config(run, attack, poison_rate, target, trigger), build)
+    model.load_state_dict(entry.tensors)
+    model.eval().requires_grad_(False)
+    return Trained(model, attack, trigger, target, poison_rate, entry.card, Evaluator(run.splits.test, trigger, target))
+
+
+def _recipe(profile: Profile) -> Recipe:
+    return Recipe(profile.epochs, profile.batch_size, weight_decay=profile.weight_decay, padding=profile.padding)
+
+
+def _config(run: Run, attack: str, poison_rate: float, target: int, trigger: Trigger) -> dict[str, Any]:
+    """Everything that shapes a model: what the cache knows it by."""
+    config: dict[str, Any] = {
+        "dataset": run.splits.name,
+        "train_images": len(run.splits.train),
+        "attack": attack,
+        "trigger": None if attack == "none" else asdict(trigger),  # type: ignore[call-overload]
+        "poison_rate": poison_rate,
+        "target": None if attack == "none" else target,
+        "architecture": run.architecture,
+        "width": run.profile.width,
+        "recipe": asdict(_recipe(run.profile)),
+        "seed": run.seed,
+    }
+    if run.profile.strides != STRIDES:
+        config["strides"] = run.profile.strides
+    if run.splits.version:
+        config["dataset_version"] = run.splits.version
+    return config
+
+
+def _build(
+    run: Run, attack: str, model: nn.Module, images: Images, work: Path
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    print(f"training {run.architecture} of width {run.profile.width} ({attack}, {run.splits.name})")
+    watched = run.splits.reserved.subset(torch.arange(min(1_000, len(run.splits.reserved))))
+    checkpoint, recipe = work / "checkpoint.safetensors", _recipe(run.profile)
+    history = train(model, images, recipe, run.seed, checkpoint, lambda m: accuracy(m, watched))
+    card = {
+        "history": history,
+        "seconds": sum(row["seconds"] for row in history),
+        "hardware": hardware(run.device),
+        "bf16": has_bf16(run.device),
+        "torch": torch.__version__,
+    }
+    return {name: value.contiguous() for name, value in model.state_dict().items()}, card
+
+
+def train_ahead(
+    run: Run, attack: str, poison_rate: float, target: int, options: Options
+) -> subprocess.Popen[str] | None:
+    """Start `load_or_train` in another process and return at once; see `nbtools.experiments.Run.ahead`.
+
+    Returns:
+        The process; None where the cache holds the model, or no core would be idle: on a GPU, or where the training may
+        use all cores.
+    """
+    threads = run.profile.threads
+    if run.device.type != "cpu" or not threads or (os.cpu_count() or 1) < 2 * threads:
+        return None
+    trigger = make_trigger("badnets" if attack == "none" else attack, **options)
+    known = key(_config(run, attack, float(poison_rate), target, trigger))
+    if (folder() / "models" / known).exists():
+        return None
+    asked = {
+        "profile": run.profile.name,
+        "width": run.profile.width,
+        "epochs": run.profile.epochs,
+        "architecture": run.architecture,
+        "seed": run.seed,
+        "data": str(run.data) if run.data else None,
+    }
+    order = json.dumps([asked, attack, poison_rate, target, options])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nbtools.trained", order],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    atexit.register(process.kill)  # finished epochs are kept
+    return process
+
+
+def _end_with_parent() -> None:
+    """Leave when the pipe from the process that asked is closed, however that process ended."""
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    from nbtools import experiments
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    settings, attack, poison_rate, target, options = json.loads(sys.argv[1])
+    run = experiments.start(quiet=True, device="cpu", **settings)
+    if attack == "none":
+        run.clean_model()
+    else:
+        run.model(attack, poison_rate, target, **options)
