@@ -14,6 +14,9 @@ from nbtools import notebooks, stamp
 
 # nbconvert can drop an input but not fold it: solutions stay one click away, as in the book.
 FOLDED_TEMPLATE = """{% extends 'lab/index.html.j2' %}
+{% block html_head_js %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
 {% block input_group %}{% if 'hide-input' in cell.metadata.get('tags', []) %}<details><summary>Show the code</summary>
 {{ super() }}</details>{% else %}{{ super() }}{% endif %}{% endblock input_group %}"""
 
@@ -115,16 +118,32 @@ def last_line(error: BaseException) -> str:
 
 
 def html(notebook: Any, title: str) -> str:
-    """Return an executed notebook as one HTML page: remove-cell cells left out, hide-input inputs folded."""
-    from jinja2 import DictLoader
+    """Return an executed notebook as one HTML page, remove-cell cells left out, hide-input inputs folded.
+
+    It needs no network: equations become MathML, which browsers draw by themselves.
+    """
+    from jinja2 import DictLoader, pass_context
+    from latex2mathml.converter import convert
     from nbconvert import HTMLExporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
     from traitlets.config import Config
+
+    class Renderer(IPythonRenderer):
+        def block_math(self, body: str) -> str:
+            return convert(body, display="block")
+
+        def inline_math(self, body: str) -> str:
+            return convert(body)
 
     config = Config()
     config.TagRemovePreprocessor.enabled = True
     config.TagRemovePreprocessor.remove_cell_tags = {"remove-cell"}
     exporter = HTMLExporter(config=config, extra_loaders=[DictLoader({"folded.html.j2": FOLDED_TEMPLATE})])
     exporter.template_file = "folded.html.j2"
+    renderer = Renderer(escape=False)
+    exporter.register_filter(
+        "markdown2html", pass_context(lambda _context, source: MarkdownWithMath(renderer=renderer).render(source))
+    )
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
     return body
 

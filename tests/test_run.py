@@ -18,6 +18,8 @@ from nbtools.run import duration, known_seconds, new_folder, time_left
 
 FIRST = """# %% [markdown]
 # # 00 · First
+#
+# At $\\mu$ and above.
 
 # %% tags=["parameters"]
 profile = "quick"  # scale
@@ -192,6 +194,8 @@ def test_a_good_run(project: Path) -> None:
     assert "nobody reads this" not in page
     assert page.count("<details><summary>Show the code</summary>") == 1
     assert "the answer is 42" in page
+    assert '<math display="inline"' in page and "<mi>μ</mi>" in page and "$" not in page.split("At ")[1][:200]
+    assert "<script" not in page, "a page is whole without a network"
 
     for stem in stems:
         committed = project / "notebooks" / f"{stem}.ipynb"

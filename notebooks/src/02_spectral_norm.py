@@ -72,7 +72,7 @@ pd.DataFrame({model.name: model.before.row() for model in (poisoned, clean_twin)
 # The batch norm behind the convolution multiplies the answer by $\gamma_i / \sqrt{\sigma_i^2 + \epsilon}$, so that
 # factor belongs to the norm:
 #
-# $$\sigma_i = \big\lVert \mathrm{reshape}(W_i, [C_{in}, k^2]) \big\rVert_2 \cdot
+# $$\sigma_i = \lVert \mathrm{reshape}(W_i, [C_{in}, k^2]) \rVert_2 \cdot
 # \frac{|\gamma_i|}{\sqrt{\sigma_i^2 + \epsilon}}$$
 
 
@@ -142,7 +142,7 @@ print(f"the loop, the batched call and nbtools.scores.spectral_norms agree on {l
 # The evaluator can measure what the trigger really moves. *Trigger-activated change* compares every filter's map on an
 # image with its map on the same image under the trigger:
 #
-# $$\mathrm{TAC}_i = \frac{1}{n} \sum_x \big\lVert A_i(\mathrm{trigger}(x)) - A_i(x) \big\rVert_F$$
+# $$\mathrm{TAC}_i = \frac{1}{n} \sum_x \lVert A_i(\mathrm{trigger}(x)) - A_i(x) \rVert_F$$
 #
 # > **Predict first.** In which layers will the norm agree best with TAC: the first, which see the patch itself, or the
 # > last, which decide?

@@ -141,7 +141,7 @@ for layer, what in ((early, "edges and colours, where they are"), (late, "few po
 # The map's Frobenius norm says how loudly the filter answered one image, and the mean over the clean images how loudly
 # it answers in general:
 #
-# $$a_i = \frac{1}{n} \sum_{x \in D} \big\lVert A_i(x) \big\rVert_F$$
+# $$a_i = \frac{1}{n} \sum_{x \in D} \lVert A_i(x) \rVert_F$$
 #
 # For one layer, image by image. The images are sorted by class and the filters by their mean norm: look for filters
 # that answer some classes and not others.
