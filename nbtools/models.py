@@ -62,7 +62,8 @@ class ResNet18(nn.Module):
     Args:
         num_classes: outputs.
         width: channels of the first stage; 64 is the standard network, 32 a quarter of its cost.
-        strides: of the stem and the four stages. (1, 2, 2, 2, 1) keeps the last map's size at half the cost.
+        strides: of the stem and the four stages. (1, 2, 2, 2, 2) halves the image in the first stage
+            too, for about a quarter of the work.
     """
 
     def __init__(self, num_classes: int = 10, width: int = 64, strides: Sequence[int] = STRIDES) -> None:

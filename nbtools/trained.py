@@ -126,7 +126,13 @@ def load_or_train(run: Run, attack: str, poison_rate: float, target: int, shown:
 
 
 def _recipe(profile: Profile) -> Recipe:
-    return Recipe(profile.epochs, profile.batch_size, weight_decay=profile.weight_decay, padding=profile.padding)
+    return Recipe(
+        profile.epochs,
+        profile.batch_size,
+        lr=profile.lr,
+        weight_decay=profile.weight_decay,
+        padding=profile.padding,
+    )
 
 
 def _config(run: Run, attack: str, poison_rate: float, target: int, trigger: Trigger) -> dict[str, Any]:

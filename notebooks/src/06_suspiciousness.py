@@ -284,10 +284,9 @@ for name, (operations, parameters) in zip(("masked ", "removed"), sizes, strict=
 # %% [markdown]
 # ## 5. How a pruned backdoor comes back
 #
-# A backdoor is rarely gone after pruning: weaker filters that carried a share of it are still there. The hard case is a
-# trigger that covers the whole image. We prune it until it is quiet, then fine-tune on the same clean images in five
-# ways. (How much that takes is read off the trigger, which only the evaluator may do: this stages an experiment, it is
-# not a defence.)
+# A backdoor is rarely gone after pruning: weaker filters that carried a share of it are still there. Two attacks, one
+# with a patch and one whose trigger covers the whole image, are pruned at the default `mu` with the ten images in all,
+# then fine-tuned on these ten in five ways:
 #
 # 1. the default: the network before pruning is the teacher, batch norms keep their running statistics (*frozen*),
 # 2. the same, but the clean images are blended in pairs, a popular way to stretch a small set,
@@ -299,6 +298,7 @@ for name, (operations, parameters) in zip(("masked ", "removed"), sizes, strict=
 
 # %%
 hard = run.model(hard_attack, poison_rate, target)
+attacked = {model.name: model for model in (poisoned, hard)}
 recipes = {
     "default: model as teacher, BN frozen": FineTune(),
     "the same, images blended in pairs": FineTune(mixed=True),
@@ -306,30 +306,38 @@ recipes = {
     "labels, BN in training mode": FineTune(teacher="labels", lr=3e-4, frozen_bn=False),
     "only BN statistics move": FineTune(teacher="labels", lr=1e-12, frozen_bn=False),
 }
-few_others = hard.evaluate.triggered.subset(torch.arange(0, len(hard.evaluate.triggered), 4))
+ten_images = run.draw(n_total=n_total)
 
 
-def attack_rate(model):
-    """ASR on a quarter of the triggered test images."""
-    return 100 * float((predict(model, few_others) == target).double().mean())
+def attack_rate(trained, model):
+    """ASR on some 450 of the triggered test images."""
+    triggered = trained.evaluate.triggered
+    few = triggered.subset(torch.arange(0, len(triggered), max(len(triggered) // 450, 1)))
+    return 100 * float((predict(model, few) == target).double().mean())
 
 
-for mu in (3.0, 2.5, 2.0, 1.75, 1.5, 1.25, 1.0, 0.75, 0.5):
-    start_from = replace(prune_only, mu=mu)(hard.model, clean)
-    quiet = attack_rate(start_from.model)
-    if quiet <= 10:
-        break
-loud = attack_rate(hard.model)
-print(f"{hard.name}: mu {mu:g} prunes {start_from.mask.count} filters, ASR {loud:.1f} -> {quiet:.1f}")
-
-# %%
-rows, tuned = [], {}
-for name, recipe in recipes.items():
-    tuned[name] = pruned_copy(hard.model, start_from.mask)
-    rows.append({"recipe": name, "step": 0, "asr": attack_rate(tuned[name])})
-    for step in recipe.tune(tuned[name], clean, start_from.mask, hard.model, recipe.steps):
-        rows.append({"recipe": name, "step": step, "asr": attack_rate(tuned[name])})
+rows, started, ended = [], {}, {}
+for trained in attacked.values():
+    start_from = started[trained.name] = prune_only(trained.model, ten_images)
+    quiet, loud = attack_rate(trained, start_from.model), attack_rate(trained, trained.model)
+    print(f"{trained.name}: {start_from.mask.count} filters pruned, ASR {loud:.1f} -> {quiet:.1f}")
+    for name, recipe in recipes.items():
+        model = ended[trained.name, name] = pruned_copy(trained.model, start_from.mask)
+        rows.append({"model": trained.name, "recipe": name, "step": 0, "asr": quiet})
+        for step in recipe.tune(model, ten_images, start_from.mask, trained.model, recipe.steps):
+            asr = attack_rate(trained, model)
+            rows.append({"model": trained.name, "recipe": name, "step": step, "asr": asr})
 comeback = pd.DataFrame(rows)
+
+figure, axes = plt.subplots(1, len(attacked), figsize=(5.4 * len(attacked), 4), sharey=True, squeeze=False)
+for axis, (name, lines) in zip(axes[0], comeback.groupby("model", sort=False), strict=True):
+    sns.lineplot(lines, x="step", y="asr", hue="recipe", marker="o", ax=axis, legend=axis is axes[0, 0])
+    axis.axhline(attacked[name].before.asr, color=plots.GREY, ls=":", lw=1)
+    axis.set(ylim=(-3, 103), xlabel="step of fine-tuning on clean images", ylabel="ASR (%)", title=name)
+axes[0, 0].legend(frameon=False, fontsize=8)
+figure.suptitle("Does the attack come back? (dotted: before pruning)", x=0.01, ha="left", fontweight="bold")
+plots.show(figure, "ASR against fine-tuning steps for five recipes, a panel for each attack.")
+comeback.pivot(index=["model", "step"], columns="recipe", values="asr").round(1)
 
 # %% [markdown]
 # Where could it come from? One suspect: pruning silences channels, so the layers behind them receive less, and the
@@ -337,46 +345,40 @@ comeback = pd.DataFrame(rows)
 # on dividing by the old, larger value, and what is left of the backdoor stays quiet. In training mode it learns the
 # new, smaller variance and *turns the volume up again*, of the clean signal and of the rest of the backdoor alike.
 #
-# The fifth recipe puts that to the test, since nothing else moves in it: if the suspicion is right, its ASR rises as
-# far as the fourth's, the gain $1/\sqrt{\mathrm{var}}$ of the surviving filters lies above 1 on the right, and with it
-# what the trigger moves in the last layers.
+# The fifth recipe puts that to the test, since nothing else moves in it. If its line goes where the fourth's goes, the
+# weights have nothing to do with it; and if the suspicion is right, the gain $1/\sqrt{\mathrm{var}}$ of the surviving
+# filters lies above 1 below, and with it what the trigger moves in the last layers.
 
 # %%
 from nbtools.models import layers_of, prunable_units
 
-units = prunable_units(hard.model)
-gains, moved = {}, {}
-for name, model in (("frozen", start_from.model), ("moved", tuned["only BN statistics move"])):
-    gains[name] = {u.conv: (bn.running_var + bn.eps).rsqrt() for u, _, bn in layers_of(model, units)}
-    moved[name] = tac(model, others, hard.trigger)
-keep = {u.conv: ~start_from.mask.pruned[u.conv] for u in units}
-ratio = pd.Series({n: float((gains["moved"][n] / gains["frozen"][n])[keep[n]].median()) for n in keep})
-louder = pd.Series({n: float(moved["moved"][n].sum() / moved["frozen"][n].sum()) for n in keep})
-
-figure, axes = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(1, 1.25))
-sns.lineplot(comeback, x="step", y="asr", hue="recipe", marker="o", ax=axes[0])
-axes[0].axhline(hard.before.asr, color=plots.GREY, ls=":", lw=1)
-axes[0].set(ylim=(-3, 103), xlabel="step of fine-tuning on clean images", ylabel="ASR (%)")
-axes[0].set_title("Does the attack come back?")
-axes[0].legend(frameon=False, fontsize=8)
-axes[1].plot(ratio.index, ratio, "o-", ms=4, color=plots.BLUE, label="gain of the surviving filters (median)")
-axes[1].plot(louder.index, louder, "s-", ms=4, color=plots.ORANGE, label="what the trigger moves (TAC, summed)")
-axes[1].axhline(1, color=plots.GREY, lw=1)
-axes[1].tick_params(axis="x", labelrotation=90, labelsize=7)
-axes[1].set(ylabel="after / before BN statistics move", title="Are batch norms turning the volume up?")
-axes[1].legend(frameon=False, fontsize=8)
-plots.show(
-    figure, "Left: ASR against fine-tuning steps for five recipes. Right: change of BN gain and of TAC by layer."
-)
-comeback.pivot(index="step", columns="recipe", values="asr").round(1)
+figure, axes = plt.subplots(1, len(attacked), figsize=(5.4 * len(attacked), 4), sharey=True, squeeze=False)
+louder = {}
+for axis, (name, trained) in zip(axes[0], attacked.items(), strict=True):
+    units, silenced = prunable_units(trained.model), started[name].mask.pruned
+    gains, moved = [], []
+    for model in (started[name].model, ended[name, "only BN statistics move"]):
+        gains.append({u.conv: (bn.running_var + bn.eps).rsqrt() for u, _, bn in layers_of(model, units)})
+        moved.append(tac(model, others, trained.trigger))
+    gain = [float((gains[1][u.conv] / gains[0][u.conv])[~silenced[u.conv]].median()) for u in units]
+    louder[name] = [float(moved[1][u.conv].sum() / moved[0][u.conv].sum()) for u in units]
+    layers = [u.conv for u in units]
+    axis.plot(layers, gain, "o-", ms=4, color=plots.BLUE, label="gain of the surviving filters (median)")
+    axis.plot(layers, louder[name], "s-", ms=4, color=plots.ORANGE, label="what the trigger moves (TAC, summed)")
+    axis.axhline(1, color=plots.GREY, lw=1)
+    axis.tick_params(axis="x", labelrotation=90, labelsize=7)
+    axis.set(ylabel="after / before BN statistics move", title=name)
+axes[0, 0].legend(frameon=False, fontsize=8)
+figure.suptitle("Are batch norms turning the volume up?", x=0.01, ha="left", fontweight="bold")
+plots.show(figure, "Change of BN gain and of TAC by layer when the statistics move, a panel for each attack.")
 
 # %% [markdown]
-# On the right, a value of 1 means that moving the statistics changed nothing in that layer. The defender can see
-# neither ASR nor TAC, so the rules have to do without them. Frozen statistics are one: nothing is learned by moving
-# them. But the lines of the recipes with frozen statistics need not stay flat either. When pruning has cut deep, any
-# recipe that wins the clean accuracy back can win back the attack with it, through the weights this time; and a teacher
-# that still has the backdoor passes it on where its images come close to the trigger, as blends of two images do for a
-# blended one. So: prune as little as cleans, tune as little as helps, and never call a repair done before it is tuned.
+# A value of 1 means that moving the statistics changed nothing in that layer. The two attacks need not agree: turning
+# up the volume helps the clean signal too, and which of the two gains more depends on what pruning left of each. The
+# defender can see neither ASR nor TAC, so cannot know which case it is, and the rule has to be the cautious one: frozen
+# statistics, since nothing is learned by moving them. Nor do the lines with frozen statistics have to stay flat. A
+# teacher that still has the backdoor passes it on where its images come close to the trigger, as blends of two images
+# do for a blended one. So: prune enough, tune as little as helps, and never call a repair done before it is tuned.
 
 # %% [markdown]
 # ## 6. Which part does the work?
@@ -404,7 +406,7 @@ variants = {
 }
 rows = []
 for name, change in variants.items():
-    for model in {model.name: model for model in (poisoned, hard)}.values():
+    for model in attacked.values():
         row = run.defend(model, replace(prune_only, **change), samples_per_class, glance=True)
         rows.append({"variant": name, "model": model.name, **row})
 ablation = pd.DataFrame(rows)
@@ -504,9 +506,9 @@ ten_a_class = after[after.images == a_class]
 assert (before.asr.mean() - ten_a_class.asr.mean()) >= fall, "the backdoor survived the repair"
 assert before.acc.mean() - ten_a_class.acc.mean() <= 5, "the repair cost more than five points"
 assert gap < 1e-4 and sizes[1][1] < sizes[0][1], "physical removal changed the outputs or removed nothing"
-at_the_end = comeback[comeback.step == comeback.step.max()].set_index("recipe").asr
-assert quiet <= 10, f"no pruning quietened the hard attack: ASR {quiet:.0f}"
-if hard_attack == "blended":
-    back, kept = at_the_end["only BN statistics move"], at_the_end["labels, BN frozen"]
-    assert back >= quiet + 30, f"moving BN statistics should bring the attack back: {quiet:.0f} to {back:.0f}"
-    assert back > kept, f"frozen statistics should keep more of the repair: {kept:.0f} and {back:.0f}"
+at_the_end = comeback[comeback.step == comeback.step.max()].pivot(index="model", columns="recipe", values="asr")
+rise = at_the_end["only BN statistics move"] - comeback[comeback.step == 0].groupby("model").asr.first()
+back = rise.idxmax()
+assert rise[back] >= 5, f"moving BN statistics should bring one of the attacks back: {dict(rise)}"
+assert at_the_end.loc[back, "labels, BN frozen"] < at_the_end.loc[back, "only BN statistics move"], "frozen keeps more"
+assert max(louder[back]) > 1.05, "the trigger should move more after the statistics moved"
