@@ -41,6 +41,25 @@ def watch(
             handle.remove()
 
 
+@contextmanager
+def passing(convs: Iterable[nn.Conv2d]) -> Iterator[dict[nn.Conv2d, tuple[Tensor, Tensor]]]:
+    """While the context lasts, what each convolution got and what it gave in the latest forward pass.
+
+    Both `[n, channels, h, w]` and part of the autograd graph, so that gradients can be asked for.
+    """
+    passed: dict[nn.Conv2d, tuple[Tensor, Tensor]] = {}
+
+    def look(conv: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        passed[conv] = inputs[0], output
+
+    handles = [conv.register_forward_hook(look) for conv in convs]
+    try:
+        yield passed
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @dataclass
 class MapStatistics:
     """Running sums of one layer's maps, from which norm and correlation follow.

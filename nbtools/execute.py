@@ -12,7 +12,8 @@ from typing import Any
 
 from nbtools import notebooks, stamp
 
-# nbconvert can drop an input but not fold it: solutions stay one click away, as in the book.
+# nbconvert can drop an input but not fold it: solutions stay one click away, as in the book. The scripts that its page
+# would fetch from the network (MathJax, Mermaid, RequireJS) are left out: nothing here needs them.
 FOLDED_TEMPLATE = """{% extends 'lab/index.html.j2' %}
 {% block html_head_js %}{% endblock %}
 {% block html_head_js_mathjax %}{% endblock %}

@@ -32,7 +32,7 @@ from nbtools.settings import (
     has_bf16,
     keep_memory,
 )
-from nbtools.trained import Trained, load_or_train, train_ahead
+from nbtools.trained import Trained, load_or_train
 from nbtools.triggers import make_trigger
 
 
@@ -65,13 +65,6 @@ class Run:
     def clean_model(self, attack: str = "badnets", target: int = 0, **options: float | int | str) -> Trained:
         """A model trained the same way on clean images; `attack` is only what the evaluator tries on it."""
         return load_or_train(self, "none", 0.0, target, attack, options)
-
-    def ahead(self, attack: str, poison_rate: float = 0.0, target: int = 0, **options: float | int | str) -> None:
-        """Let another core begin to train what `model` or (attack "none") `clean_model` will be asked for later.
-
-        They wait for it then. Returns at once. Does nothing on a GPU, nor where the profile's training uses all cores.
-        """
-        train_ahead(self, attack, poison_rate, target, options)
 
     def defend(
         self,
@@ -171,7 +164,7 @@ class Run:
 def _defence_code() -> str:
     """A hash of the source that decides a defence's result: a row measured by other code is not found again."""
     here = Path(__file__).parent
-    names = ("activations", "scores", "pruning", "models", "evaluation", "training", "images", "triggers")
+    names = ("activations", "saliency", "scores", "pruning", "models", "evaluation", "training", "images", "triggers")
     files = [here / f"{name}.py" for name in names] + sorted((here / "defences").glob("*.py"))
     text = b"".join(path.read_bytes() for path in files)
     return hashlib.sha256(text).hexdigest()[:16]

@@ -10,19 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nbtools.activations import MapStatistics, watch
+from nbtools.activations import MapStatistics, passing, watch
 from nbtools.images import Images, to_floats
 from nbtools.models import Units, check_finite, layers_of, prunable_units
+from nbtools.saliency import SALIENCY_LOSSES, gradient_norms, gradient_sum, saliency_loss
 
 Scores = dict[str, Tensor]
 """Convolution name to float64 `[filters]`."""
-
-SALIENCY_LOSSES = ("cross_entropy", "margin", "softened")
-TEMPERATURE = 4.0
-"""By which the logits are divided in the "softened" loss."""
 
 
 def spectral_norms(model: nn.Module, units: Units | None = None, fold_bn: bool = True) -> Scores:
@@ -65,36 +61,14 @@ def _largest_eigenvalues(grams: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(grams)[:, -1].clamp_min(0)
 
 
-def saliency_loss(logits: Tensor, labels: Tensor, kind: str = "cross_entropy") -> Tensor:
-    """The summed loss whose gradient is the saliency.
-
-    Args:
-        logits: `[n, classes]`.
-        labels: `[n]`.
-        kind: "cross_entropy"; "margin", the true class's logit minus the largest other; "softened", cross-entropy
-            of the logits divided by `TEMPERATURE`. The last two do not vanish where the clean loss is saturated.
-
-    Raises:
-        ValueError: for an unknown kind.
-    """
-    if kind == "cross_entropy":
-        return F.cross_entropy(logits, labels, reduction="sum")
-    if kind == "softened":
-        return F.cross_entropy(logits / TEMPERATURE, labels, reduction="sum")
-    if kind == "margin":
-        true = logits.gather(1, labels[:, None])[:, 0]
-        others = logits.scatter(1, labels[:, None], float("-inf")).amax(1)
-        return (true - others).sum()
-    raise ValueError(f"unknown saliency {kind!r}; known: {', '.join(SALIENCY_LOSSES)}")
-
-
 @dataclass(frozen=True)
 class Components:
     """The four measurements of every filter, each convolution name to float64 `[filters]`.
 
     Args:
         sigma: spectral norm, BN folded.
-        saliency: || dL/dW_i ||_F of the mean loss over the clean images.
+        saliency: mean over the images of || dL_x/dW_i ||_F, L_x the loss of one image; or || dL/dW_i ||_F of the mean
+            loss, as `components` was asked.
         activation: mean over the images of || A_i(x) ||_F.
         correlation: mean over the layer's other filters of |Pearson(A_i, A_j)|, in [0, 1].
         units: the pairs they belong to.
@@ -130,6 +104,7 @@ def components(
     saliency: str = "cross_entropy",
     fold_bn: bool = True,
     after_relu: bool = True,
+    per_image: bool = True,
     batch_size: int = 100,
 ) -> Components:
     """All four components from one forward and one backward pass over the clean images.
@@ -142,6 +117,8 @@ def components(
         saliency: see `saliency_loss`.
         fold_bn: see `spectral_norms`.
         after_relu: measure maps behind BN and ReLU (else behind BN).
+        per_image: saliency is the mean of the images' gradient norms (else the norm of their mean gradient, in which
+            images that pull in opposite directions cancel).
         batch_size: images at a time.
 
     Raises:
@@ -153,38 +130,38 @@ def components(
     if saliency not in SALIENCY_LOSSES:
         raise ValueError(f"unknown saliency {saliency!r}; known: {', '.join(SALIENCY_LOSSES)}")
     units = prunable_units(model)
-    weights = [conv.weight for _, conv, _ in layers_of(model, units)]
-    wanted = [weight.requires_grad for weight in weights]
+    layers = layers_of(model, units)
     modes = [(module, module.training) for module in model.modules()]
     statistics = {unit.conv: MapStatistics() for unit in units}
-    gradients = [torch.zeros_like(weight) for weight in weights]
+    measure = gradient_norms if per_image else gradient_sum
+    totals: dict[str, Tensor] = {}
     model.eval()
     try:
-        for weight in weights:
-            weight.requires_grad_(True)
         for images, labels in zip(clean.images.split(batch_size), clean.labels.split(batch_size), strict=True):
             with (
                 torch.enable_grad(),
                 watch(model, units, lambda name, maps: statistics[name].add(maps), after_relu),
+                passing(conv for _, conv, _ in layers) as passed,
             ):
-                logits = model(to_floats(images))
+                logits = model(to_floats(images).requires_grad_())  # frozen weights or not, every map gets a gradient
                 if logits.shape[1] < clean.num_classes:
                     raise ValueError(
                         f"the model tells {logits.shape[1]} classes apart, the clean images have {clean.num_classes}; "
                         "use the classes that the model was trained on"
                     )
                 loss = saliency_loss(logits, labels, saliency)
-            for total, part in zip(gradients, torch.autograd.grad(loss, weights), strict=True):
-                total += part
+            gradients = torch.autograd.grad(loss, [passed[conv][1] for _, conv, _ in layers])
+            for (unit, conv, _), gradient in zip(layers, gradients, strict=True):
+                part = measure(conv, passed[conv][0].detach(), gradient)
+                totals[unit.conv] = part + totals[unit.conv] if unit.conv in totals else part
     finally:
-        for weight, flag in zip(weights, wanted, strict=True):
-            weight.requires_grad_(flag)
         for module, training in modes:
             module.training = training
-    norms = [gradient.flatten(1).double().norm(dim=1) / len(clean) for gradient in gradients]
+    if not per_image:
+        totals = {name: gradient.flatten(1).double().norm(dim=1) for name, gradient in totals.items()}
     return Components(
         sigma=spectral_norms(model, units, fold_bn),
-        saliency={unit.conv: norm for unit, norm in zip(units, norms, strict=True)},
+        saliency={name: total / len(clean) for name, total in totals.items()},
         activation={name: s.activation_norm() for name, s in statistics.items()},
         correlation={name: s.correlation() for name, s in statistics.items()},
         units=units,

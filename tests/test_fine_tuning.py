@@ -81,6 +81,18 @@ def test_history_is_one_row_a_look(before: nn.Module, pruned: nn.Module, mask: M
     assert sum(row["chosen"] for row in history) == 1
 
 
+def test_at_a_rate_of_zero_only_statistics_move(before: nn.Module, pruned: nn.Module, mask: Mask) -> None:
+    start = bits(pruned)
+    for _ in FineTune(lr=0, frozen_bn=False, every=5).tune(pruned, CLEAN, mask, before, 5):
+        pass
+    moved = {name for name, value in bits(pruned).items() if not torch.equal(value, start[name])}
+    assert moved and {name.rpartition(".")[2] for name in moved} == {
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    }
+
+
 @pytest.mark.parametrize("frozen_bn", [True, False])
 def test_frozen_batch_norms_keep_their_statistics(
     before: nn.Module, pruned: nn.Module, mask: Mask, frozen_bn: bool

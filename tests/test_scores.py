@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import bits, network, pictures, plain, plain_correlation, same_bits
+from tiny import bits, network, pictures, plain, plain_correlation, plain_loss, same_bits
 from torch import Tensor, nn
 
-from nbtools import scores
 from nbtools.images import Images
 from nbtools.models import Unit, Units
-from nbtools.scores import TERMS, Components, Scores, components, saliency_loss, spectral_norms, suspiciousness
+from nbtools.saliency import SALIENCY_LOSSES
+from nbtools.scores import TERMS, Components, Scores, components, spectral_norms, suspiciousness
 
 
 def bn_of(conv: str) -> str:
@@ -47,16 +47,9 @@ def plain_sigma(model: nn.Module, conv: str, bn: str = "") -> Tensor:
     return torch.stack(values)
 
 
-def plain_loss(logits: Tensor, label: int, kind: str) -> Tensor:
-    """The loss of one image, `[classes]`, written out."""
-    others = [logits[j] for j in range(len(logits)) if j != label]
-    if kind == "margin":
-        return logits[label] - torch.stack(others).max()
-    logits = logits / {"cross_entropy": 1.0, "softened": 4.0}[kind]
-    return logits.exp().sum().log() - logits[label]
-
-
-def measured(model: nn.Module, images: Images, convs: list[str], kind: str) -> tuple[Scores, Scores, Scores]:
+def measured(
+    model: nn.Module, images: Images, convs: list[str], kind: str, per_image: bool
+) -> tuple[Scores, Scores, Scores]:
     """Saliency, activation norm and correlation, one image after the other in float64."""
     model = copy.deepcopy(model).double()
     maps: dict[str, list[Tensor]] = defaultdict(list)
@@ -66,15 +59,22 @@ def measured(model: nn.Module, images: Images, convs: list[str], kind: str) -> t
             maps[conv].append(output.detach().clamp(min=0)[0])
 
         model.get_submodule(bn_of(conv)).register_forward_hook(look)
-    model.zero_grad()
+    gradients: dict[str, list[Tensor]] = defaultdict(list)
     for image, label in zip(images.images, images.labels.tolist(), strict=True):
-        loss = plain_loss(model(image[None].double() / 255)[0], label, kind) / len(images)
-        loss.backward()
+        model.zero_grad()
+        plain_loss(model(image[None].double() / 255)[0], label, kind).backward()
+        for conv in convs:
+            gradient = convolution(model, conv).weight.grad
+            assert gradient is not None
+            gradients[conv].append(gradient.clone())
     saliency, activation, correlation = {}, {}, {}
     for conv in convs:
-        gradient = convolution(model, conv).weight.grad
-        assert gradient is not None
-        saliency[conv] = torch.stack([part.square().sum().sqrt() for part in gradient])
+        if per_image:
+            lengths = [[part.square().sum().sqrt() for part in gradient] for gradient in gradients[conv]]
+            saliency[conv] = torch.stack([torch.stack(of_filter).mean() for of_filter in zip(*lengths, strict=True)])
+        else:
+            mean = torch.stack(gradients[conv]).mean(0)
+            saliency[conv] = torch.stack([part.square().sum().sqrt() for part in mean])
         norms = [torch.stack([part.square().sum().sqrt() for part in image]) for image in maps[conv]]
         activation[conv] = torch.stack(norms).mean(0)
         correlation[conv] = plain_correlation(torch.stack(maps[conv]))
@@ -111,25 +111,18 @@ def test_spectral_norms_of_odd_kernels_and_groups() -> None:
     assert_close(spectral_norms(model), {n: plain_sigma(model, n, mobilenet_bn_of(n)) for n in ("0", "2", "4")})
 
 
-@pytest.mark.parametrize("kind", scores.SALIENCY_LOSSES)
-def test_components_equal_plain_loops_in_any_batches(kind: str) -> None:
+@pytest.mark.parametrize("per_image", [True, False])
+@pytest.mark.parametrize("kind", SALIENCY_LOSSES)
+def test_components_equal_plain_loops_in_any_batches(kind: str, per_image: bool) -> None:
     model, images = network(), pictures(20)
     for batch_size in (7, 100):
-        found = components(model, images, kind, batch_size=batch_size)
+        found = components(model, images, kind, per_image=per_image, batch_size=batch_size)
         convs = list(found.sigma)
         assert len(convs) == 20
         assert same_bits(found.sigma, spectral_norms(model))
         # The package's pass is float32: a filter that hardly ever fires carries the rounding of its neighbours.
-        for term, expected in zip(TERMS[1:], measured(model, images, convs, kind), strict=True):
+        for term, expected in zip(TERMS[1:], measured(model, images, convs, kind, per_image), strict=True):
             assert_close(found.of(term), expected, floor=1e-7)
-
-
-@pytest.mark.parametrize("kind", scores.SALIENCY_LOSSES)
-def test_saliency_loss_adds_up_the_images(kind: str) -> None:
-    logits = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
-    labels = torch.arange(9) % 5
-    expected = sum(float(plain_loss(row, label, kind)) for row, label in zip(logits, labels.tolist(), strict=True))
-    assert float(saliency_loss(logits, labels, kind)) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("state", ["eval", "train", "frozen", "partly in train mode", "fails"])

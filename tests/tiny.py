@@ -99,3 +99,12 @@ def plain_correlation(maps: Tensor) -> Tensor:
     matrix = np.zeros((len(columns), len(columns)))
     matrix[np.ix_(alive, alive)] = np.corrcoef(columns[alive])
     return torch.tensor([np.abs(np.delete(row, i)).mean() for i, row in enumerate(matrix)])
+
+
+def plain_loss(logits: Tensor, label: int, kind: str) -> Tensor:
+    """The loss of one image, `[classes]`, written out."""
+    others = [logits[j] for j in range(len(logits)) if j != label]
+    if kind == "margin":
+        return logits[label] - torch.stack(others).max()
+    logits = logits / {"cross_entropy": 1.0, "softened": 4.0}[kind]
+    return logits.exp().sum().log() - logits[label]

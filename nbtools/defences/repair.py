@@ -60,7 +60,8 @@ class FineTune:
     Args:
         steps: at most so many.
         every: steps between two looks at the held-back images.
-        lr: SGD learning rate of the first step; it falls linearly over `steps`.
+        lr: SGD learning rate of the first step; it falls linearly over `steps`. At 0 nothing moves but the batch norms'
+            statistics, where these are not frozen.
         momentum: SGD momentum.
         batch_size: images a step, or all where there are fewer.
         teacher: "before", the model before pruning, or "labels", plain cross-entropy.
@@ -90,9 +91,10 @@ class FineTune:
 
     def __post_init__(self) -> None:
         counts = min(self.steps, self.every, self.batch_size)
-        if counts < 1 or not self.lr > 0 or self.folds < 2 or not self.confidence >= 0:  # so that NaN is refused too
+        if counts < 1 or not self.lr >= 0 or self.folds < 2 or not self.confidence >= 0:  # so that NaN is refused too
             raise ValueError(
-                "steps, every and batch_size >= 1, lr > 0, folds >= 2 and confidence >= 0 are needed, got " + repr(self)
+                "steps, every and batch_size >= 1, lr >= 0, folds >= 2 and confidence >= 0 are needed, got "
+                + repr(self)
             )
         if self.teacher not in ("before", "labels") or not self.temperature > 0:
             raise ValueError(f"teacher is 'before' or 'labels', temperature is above 0, got {self}")

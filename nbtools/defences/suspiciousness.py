@@ -12,8 +12,8 @@ from nbtools.defences.repair import FineTune, Repair
 from nbtools.images import Images
 from nbtools.models import check_finite, prunable_units
 from nbtools.pruning import Mask, apply, at_random, check_threshold, threshold
+from nbtools.saliency import SALIENCY_LOSSES
 from nbtools.scores import (
-    SALIENCY_LOSSES,
     SIGNS,
     Components,
     Scores,
@@ -33,7 +33,8 @@ class Suspiciousness:
 
     Args:
         mu: prune where S > mean + mu * std; 0 or more.
-        saliency: the loss whose gradient is the saliency; see `nbtools.scores.saliency_loss`.
+        saliency: the loss whose gradient is the saliency; see `nbtools.saliency.saliency_loss`.
+        per_image: saliency is the mean of the images' gradient norms, else the norm of their mean gradient.
         signs: term to +1, -1 or 0; see `nbtools.scores.SIGNS`.
         root: the square root of the formula.
         normalise: divide each term by its layer's mean.
@@ -44,8 +45,9 @@ class Suspiciousness:
         fine_tune: how to fine-tune; None prunes only.
     """
 
-    mu: float = 2.5
+    mu: float = 2.0
     saliency: str = "margin"
+    per_image: bool = True
     signs: dict[str, int] = field(default_factory=lambda: dict(SIGNS))
     root: bool = True
     normalise: bool = True
@@ -63,7 +65,7 @@ class Suspiciousness:
 
     def components(self, model: nn.Module, clean: Images) -> Components:
         """The four measurements of this defence; see `nbtools.scores.components`."""
-        return components(model, clean, self.saliency, self.fold_bn, self.after_relu)
+        return components(model, clean, self.saliency, self.fold_bn, self.after_relu, self.per_image)
 
     def scores(self, parts: Components) -> Scores:
         """The score of this defence from its components."""
