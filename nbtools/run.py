@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nbtools import arguments, notebooks
+from nbtools.ahead import orders, training_ahead
 from nbtools.execute import NotebookFailed, run_one
 
 
@@ -124,24 +125,25 @@ def run_series(
     outcome, spent = Outcome(), []
     expected = [known_seconds(source, plan.profile) for source in plan.sources]
     width = max(len(source.stem) for source in plan.sources)
-    for number, source in enumerate(plan.sources, start=1):
-        started = time.monotonic()
-        result = "ok"
-        if sys.stdout.isatty():  # gone when the notebook's line is printed
-            print(f"{source.stem} ...", end="\r", flush=True)
-        try:
-            run_one(source, plan.profile, plan.values[source.stem], plan.merged[source.stem], out, write)
-            outcome.done.append(source.stem)
-        except NotebookFailed as error:
-            outcome.failed[source.stem] = str(error)
-            result = f"failed {error}"
-        except KeyboardInterrupt:
-            outcome.interrupted = True
-            result = "interrupted"
-        spent.append(time.monotonic() - started)
-        stopping = outcome.interrupted or (outcome.failed and not keep_going)
-        left = "" if stopping else time_left(expected[number:], spent)
-        say(f"{source.stem:<{width}}  {duration(spent[-1]):>12}  {result:<12}  {left}".rstrip())
-        if stopping:
-            break
+    with training_ahead(orders(plan.merged.values(), plan.profile)):
+        for number, source in enumerate(plan.sources, start=1):
+            started = time.monotonic()
+            result = "ok"
+            if sys.stdout.isatty():  # gone when the notebook's line is printed
+                print(f"{source.stem} ...", end="\r", flush=True)
+            try:
+                run_one(source, plan.profile, plan.values[source.stem], plan.merged[source.stem], out, write)
+                outcome.done.append(source.stem)
+            except NotebookFailed as error:
+                outcome.failed[source.stem] = str(error)
+                result = f"failed {error}"
+            except KeyboardInterrupt:
+                outcome.interrupted = True
+                result = "interrupted"
+            spent.append(time.monotonic() - started)
+            stopping = outcome.interrupted or (outcome.failed and not keep_going)
+            left = "" if stopping else time_left(expected[number:], spent)
+            say(f"{source.stem:<{width}}  {duration(spent[-1]):>12}  {result:<12}  {left}".rstrip())
+            if stopping:
+                break
     return outcome

@@ -1,14 +1,8 @@
-"""The models of the series: trained once, found in the cache after that, or trained ahead in another process."""
+"""The models of the series: trained once, found in the cache after that."""
 
 from __future__ import annotations
 
-import atexit
 import functools
-import json
-import os
-import subprocess
-import sys
-import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nbtools.cache import cached, folder, key
+from nbtools.cache import cached
 from nbtools.evaluation import Evaluation, Evaluator, accuracy
 from nbtools.images import Images
 from nbtools.models import make_model
@@ -171,57 +165,3 @@ def _build(
         "torch": torch.__version__,
     }
     return {name: value.contiguous() for name, value in model.state_dict().items()}, card
-
-
-def train_ahead(
-    run: Run, attack: str, poison_rate: float, target: int, options: Options
-) -> subprocess.Popen[str] | None:
-    """Start `load_or_train` in another process and return at once; see `nbtools.experiments.Run.ahead`.
-
-    Returns:
-        The process; None where the cache holds the model, or no core would be idle: on a GPU, or where the training may
-        use all cores.
-    """
-    threads = run.profile.threads
-    if run.device.type != "cpu" or not threads or (os.cpu_count() or 1) < 2 * threads:
-        return None
-    trigger = make_trigger("badnets" if attack == "none" else attack, **options)
-    known = key(_config(run, attack, float(poison_rate), target, trigger))
-    if (folder() / "models" / known).exists():
-        return None
-    asked = {
-        "profile": run.profile.name,
-        "width": run.profile.width,
-        "epochs": run.profile.epochs,
-        "architecture": run.architecture,
-        "seed": run.seed,
-        "data": str(run.data) if run.data else None,
-    }
-    order = json.dumps([asked, attack, poison_rate, target, options])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nbtools.trained", order],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    atexit.register(process.kill)  # finished epochs are kept
-    return process
-
-
-def _end_with_parent() -> None:
-    """Leave when the pipe from the process that asked is closed, however that process ended."""
-    sys.stdin.read()
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    from nbtools import experiments
-
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    settings, attack, poison_rate, target, options = json.loads(sys.argv[1])
-    run = experiments.start(quiet=True, device="cpu", **settings)
-    if attack == "none":
-        run.clean_model()
-    else:
-        run.model(attack, poison_rate, target, **options)

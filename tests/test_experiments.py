@@ -1,8 +1,5 @@
 """Trained once and found after that; rows measured once; whatever shapes a result is in its key."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -245,56 +242,6 @@ def test_a_point_of_a_sweep_is_pruned_by_the_threshold_and_measured_at_a_glance(
     assert (row["model"], row["mu"], row["pruned"]) == (trained.name, 1.0, mask.count) and mask.count > 0
     assert {name: row[name] for name in ("acc", "asr", "ra")} == few(pruned_copy(trained.model, mask)).row()
     assert looked.before_at_a_glance == few(trained.model) and len(looked.glance.test) == 25
-
-
-CHILD = """
-import runpy, sys
-from dataclasses import replace
-from nbtools import settings
-settings.PROFILES["tiny"] = replace(settings.PROFILES["quick"], name="tiny", train=64, reserved=40, test=40, epochs=1)
-sys.argv = ["trained", sys.argv[1]]
-runpy.run_module("nbtools.trained", run_name="__main__", alter_sys=True)
-"""
-
-
-def test_what_is_trained_ahead_is_what_is_asked_for_later(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NBTOOLS_CACHE", str(tmp_path))
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    started = subprocess.Popen
-    orders: list[str] = []
-
-    def in_a_child(command: list[str], **options: Any) -> subprocess.Popen[str]:
-        assert command[1:3] == ["-m", "nbtools.trained"]
-        orders.append(command[3])
-        return started([sys.executable, "-c", CHILD, command[3]], **options)
-
-    monkeypatch.setattr(subprocess, "Popen", in_a_child)
-    process = trained_module.train_ahead(run, "blended", 0.25, 1, {"alpha": 0.3})
-    assert process is not None and process.wait(120) == 0
-    monkeypatch.setattr(trained_module, "train", refuse)
-    ahead = run.model("blended", 0.25, 1, alpha=0.3)
-    assert ahead.card["history"] and ahead.trigger == Blended(alpha=0.3)
-    assert trained_module.train_ahead(run, "blended", 0.25, 1, {"alpha": 0.3}) is None, "it is there already"
-
-
-def test_nothing_is_trained_ahead_where_no_core_is_idle(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "Popen", refuse)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
-    run.ahead("blended", 0.3)
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
-    replace(run, profile=replace(TINY, threads=0)).ahead("blended", 0.3)
-    with pytest.raises(Stop):
-        run.ahead("blended", 0.3)
-
-
-def test_a_training_ahead_ends_with_the_process_that_asked() -> None:
-    order = json.dumps([{"profile": "quick"}, "badnets", 0.05, 0, {}])
-    child = subprocess.Popen([sys.executable, "-m", "nbtools.trained", order], stdin=subprocess.PIPE)
-    assert child.stdin is not None and child.poll() is None
-    child.stdin.close()
-    assert child.wait(60) == 1
 
 
 def test_the_attackers_images_are_poisoned_as_asked(run: Run) -> None:

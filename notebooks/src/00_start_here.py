@@ -48,7 +48,6 @@ from nbtools.triggers import BadNets, stamp
 
 plots.style()
 run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
-run.ahead("none")  # the clean model of the next notebooks, on another core while this one works
 poisoned = run.model(attack, poison_rate, target)
 print(f"the model: {poisoned.name}, target class {target} ({run.splits.test.classes[target]!r})")
 
