@@ -32,6 +32,7 @@ class Profile:
         strides: of the stem and the four stages; see `nbtools.models.ResNet18`.
         threads: of the CPU; 0 is as many as torch chooses. Sums in another order make another model, so one thread
             gives the same model on any number of cores.
+        glance: test images for each of the many points of a sweep; what is quoted is measured on all.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Profile:
     padding: int = 4
     strides: tuple[int, ...] = STRIDES
     threads: int = 0
+    glance: int = 2_000
 
 
 PROFILES: dict[str, Profile] = {
@@ -73,6 +75,7 @@ PROFILES: dict[str, Profile] = {
             padding=0,
             strides=(1, 2, 2, 2, 2),
             threads=1,
+            glance=500,
         ),
         # Ten epochs are few: at a rate of 0.1 and a decay of 5e-4 the backdoor stays spread over many filters.
         Profile("laptop", "cifar10", 45_000, 5_000, 10_000, 32, 10, 128, 3, "real images without a GPU", 0.2, 1e-3),

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from nbtools.experiments import Run
 
 Options = dict[str, float | int | str]
-GLANCE = 2_000
-"""Test images of a look that need not be exact."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ class Trained:
         poison_rate: 0 for a clean model.
         card: what the cache wrote beside the weights: configuration, history, seconds, hardware.
         evaluate: the evaluator, holding test set and trigger.
+        glance: the same on the first of the test images only (`Profile.glance`), for the many points of a sweep.
     """
 
     model: nn.Module
@@ -50,18 +49,12 @@ class Trained:
     poison_rate: float
     card: dict[str, Any]
     evaluate: Evaluator
+    glance: Evaluator
 
     @functools.cached_property
     def before(self) -> Evaluation:
         """ACC, ASR and RA of the model as it was trained."""
         return self.evaluate(self.model)
-
-    @functools.cached_property
-    def glance(self) -> Evaluator:
-        """The evaluator on the first 2,000 test images: a sweep of many points needs no more than the two points or so
-        to which they tell a share."""
-        few = torch.arange(min(GLANCE, len(self.evaluate.test)))
-        return Evaluator(self.evaluate.test.subset(few), self.trigger, self.target)
 
     @functools.cached_property
     def before_at_a_glance(self) -> Evaluation:
@@ -116,7 +109,10 @@ def load_or_train(run: Run, attack: str, poison_rate: float, target: int, shown:
     entry = cached("models", _config(run, attack, poison_rate, target, trigger), build)
     model.load_state_dict(entry.tensors)
     model.eval().requires_grad_(False)
-    return Trained(model, attack, trigger, target, poison_rate, entry.card, Evaluator(run.splits.test, trigger, target))
+    test = run.splits.test
+    first = test.subset(torch.arange(min(profile.glance, len(test))))
+    evaluators = [Evaluator(part, trigger, target) for part in (test, first)]
+    return Trained(model, attack, trigger, target, poison_rate, entry.card, *evaluators)
 
 
 def _recipe(profile: Profile) -> Recipe:

@@ -22,7 +22,7 @@ from nbtools.settings import PROFILES
 from nbtools.trained import Trained
 from nbtools.triggers import BadNets, Blended
 
-TINY = replace(PROFILES["quick"], name="tiny", train=64, reserved=40, test=40, width=16, epochs=1, batch_size=32)
+TINY = replace(PROFILES["quick"], name="tiny", train=64, reserved=40, test=40, glance=25, width=16, epochs=1)
 
 
 class Stop(Exception):
@@ -231,17 +231,15 @@ def test_what_is_refused_leaves_nothing_behind(
 
 
 def test_a_point_of_a_sweep_is_pruned_by_the_threshold_and_measured_at_a_glance(
-    trained: Trained, monkeypatch: pytest.MonkeyPatch
+    trained: Trained,
 ) -> None:
-    monkeypatch.setattr(trained_module, "GLANCE", 25)
-    looked = replace(trained)  # without what is cached
     scores = spectral_norms(trained.model)
-    row = looked.pruned(scores, 1.0)
+    row = trained.pruned(scores, 1.0)
     mask = threshold(scores, 1.0)
     few = Evaluator(trained.evaluate.test.subset(torch.arange(25)), trained.trigger, trained.target)
     assert (row["model"], row["mu"], row["pruned"]) == (trained.name, 1.0, mask.count) and mask.count > 0
     assert {name: row[name] for name in ("acc", "asr", "ra")} == few(pruned_copy(trained.model, mask)).row()
-    assert looked.before_at_a_glance == few(trained.model) and len(looked.glance.test) == 25
+    assert trained.before_at_a_glance == few(trained.model) and len(trained.glance.test) == 25
 
 
 def test_the_attackers_images_are_poisoned_as_asked(run: Run) -> None:

@@ -191,7 +191,7 @@ rows = []
 for model in (poisoned, clean_twin):
     for mu in mus:
         mask = threshold(sigma[model.name], mu)
-        after = model.glance(pruned_copy(model.model, mask))  # the evaluator on 2,000 test images: enough for a sweep
+        after = model.glance(pruned_copy(model.model, mask))  # on the first of the test images: enough for a sweep
         rows.append({"model": model.name, "mu": mu, "pruned": mask.count, **after.row()})
 sweep = pd.DataFrame(rows)
 run.save_rows(sweep, "02_spectral_norm")

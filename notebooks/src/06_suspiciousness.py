@@ -167,7 +167,7 @@ rows = []
 
 
 def point(mu, images, defence, **drawn):
-    """One point of the figure, on 2,000 test images."""
+    """One point of the figure, on the first of the test images."""
     rows.append({"mu": mu, "images": images, **run.defend(poisoned, defence, **drawn, glance=True)})
 
 
