@@ -6,6 +6,7 @@ reconstructed [ours], which is why every choice in them is a parameter here and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -168,55 +169,48 @@ def components(
     )
 
 
-SIGNS: Mapping[str, int] = {"sigma": 1, "saliency": -1, "activation": -1, "correlation": -1}
+POWERS: Mapping[str, float] = {"sigma": 1, "saliency": -0.5, "activation": -0.5, "correlation": -0.5}
 """High sigma is suspicious; high saliency, activation and correlation speak for a filter [paper; the signs of
-saliency and activation are ours]. A sign of 0 leaves a term out."""
+saliency and activation are ours]. A power of 0 leaves a term out."""
 
 EPSILON = 0.01
-"""Added to each normalised term before it divides, so that a dead filter's score stays finite [ours]."""
+"""Added to each normalised term beside sigma, so that a dead filter's score stays finite [ours]."""
 
 
-def check_signs(signs: Mapping[str, int]) -> None:
-    """Refuse signs that `suspiciousness` can't work with.
+def check_powers(powers: Mapping[str, float]) -> None:
+    """Refuse powers that `suspiciousness` can't work with.
 
     Raises:
-        ValueError: for an unknown term or sign.
+        ValueError: for an unknown term or a power that is not finite.
     """
-    for term, sign in signs.items():
-        if term not in TERMS or sign not in (-1, 0, 1):
-            raise ValueError(f"signs take {', '.join(TERMS)} to -1, 0 or 1, got {term!r}: {sign!r}")
+    for term, power in powers.items():
+        if term not in TERMS or not math.isfinite(power):
+            raise ValueError(f"powers take {', '.join(TERMS)} to a finite number, got {term!r}: {power!r}")
 
 
-def suspiciousness(
-    parts: Components, signs: Mapping[str, int] = SIGNS, root: bool = True, normalise: bool = True
-) -> Scores:
+def suspiciousness(parts: Components, powers: Mapping[str, float] = POWERS, normalise: bool = True) -> Scores:
     """The suspiciousness score [ours; the components and the square root: arXiv 2311.07417].
 
     S_i = sigma~_i * sqrt( 1 / ((s~_i + e)(a~_i + e)(r~_i + e)) ), with z~ = z / mean over the layer and e = 0.01.
 
     Args:
         parts: see `components`.
-        signs: term to +1, -1 or 0; see `SIGNS`. Terms that are missing are left out.
-        root: take the square root of what multiplies the spectral norm.
+        powers: term to its exponent in the product; see `POWERS`. Terms that are missing are left out.
         normalise: divide each term by its layer's mean.
 
     Returns:
         Convolution name to float64 `[filters]`; higher is more suspicious.
 
     Raises:
-        ValueError: for an unknown term or sign.
+        ValueError: for an unknown term or a power that is not finite.
     """
-    check_signs(signs)
-    power = 0.5 if root else 1.0
+    check_powers(powers)
     scores = {}
     for unit in parts.units:
         score = torch.ones_like(parts.sigma[unit.conv])
-        for term, sign in signs.items():
-            if sign == 0:
-                continue
+        for term, power in powers.items():
             value = parts.of(term)[unit.conv]
             value = value / value.mean().clamp_min(1e-30) if normalise else value
-            value = value if term == "sigma" else value + EPSILON
-            score = score * value ** (sign if term == "sigma" else sign * power)
+            score = score * (value if term == "sigma" else value + EPSILON) ** power
         scores[unit.conv] = score
     return scores

@@ -13,7 +13,7 @@ from nbtools import defences
 from nbtools.defences import Defence, FineTune, RandomPruning, Repair, SpectralNorm, Suspiciousness
 from nbtools.images import Images
 from nbtools.pruning import pruned_copy, threshold
-from nbtools.scores import SIGNS, components, spectral_norms, suspiciousness
+from nbtools.scores import POWERS, components, spectral_norms, suspiciousness
 
 SHORT = FineTune(steps=4, every=2, folds=2)
 ALL = [
@@ -55,7 +55,7 @@ def test_a_repair_is_complete_and_the_same_each_time(defence: Defence) -> None:
     "defence",
     [
         *ALL,
-        Suspiciousness(signs={"sigma": 1, "correlation": 0}, root=False, scope="global", fine_tune=None),
+        Suspiciousness(powers={"sigma": 1, "correlation": -1}, scope="global", fine_tune=None),
         Suspiciousness(mu=math.pi, saliency="softened", fold_bn=False, shortcuts=False),
         RandomPruning(Suspiciousness(fine_tune=FineTune(frozen_bn=False, lr=1e-5)), seed=7),
     ],
@@ -67,9 +67,9 @@ def test_a_repr_is_a_complete_record(defence: Defence) -> None:
 
 def test_suspiciousness_prunes_what_the_score_says() -> None:
     model, clean = network(), pictures(8)
-    defence = Suspiciousness(mu=1, saliency="softened", root=False, fine_tune=None)
+    defence = Suspiciousness(mu=1, saliency="softened", powers={**POWERS, "saliency": -1}, fine_tune=None)
     repair = defence(model, clean)
-    scores = suspiciousness(components(model, clean, "softened"), SIGNS, root=False)
+    scores = suspiciousness(components(model, clean, "softened"), {**POWERS, "saliency": -1})
     assert same_bits(repair.scores, scores)
     assert same_bits(repair.mask.pruned, threshold(scores, 1).pruned)
     assert same_bits(bits(repair.model), bits(pruned_copy(model, repair.mask)))
@@ -129,7 +129,7 @@ def test_little_input_is_enough(defence: Defence, clean: Images) -> None:
         (lambda: SpectralNorm(mu=-1), "mu must be 0 or more, got -1"),
         (lambda: Suspiciousness(saliency="logit"), "unknown saliency 'logit'; known: cross_entropy, margin, softened"),
         (lambda: Suspiciousness(scope="block"), "unknown scope 'block'; known: layer, global"),
-        (lambda: Suspiciousness(signs={"weight": 1}), "signs take sigma, .* got 'weight': 1"),
+        (lambda: Suspiciousness(powers={"weight": 1}), "powers take sigma, .* got 'weight': 1"),
         (lambda: FineTune(steps=0), "steps, every and batch_size >= 1"),
         (lambda: FineTune(lr=-1e-3), "lr >= 0"),
         (lambda: FineTune(lr=float("nan")), "lr >= 0"),

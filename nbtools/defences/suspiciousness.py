@@ -14,11 +14,11 @@ from nbtools.models import check_finite, prunable_units
 from nbtools.pruning import Mask, apply, at_random, check_threshold, threshold
 from nbtools.saliency import SALIENCY_LOSSES
 from nbtools.scores import (
-    SIGNS,
+    POWERS,
     Components,
     Scores,
     check_clean,
-    check_signs,
+    check_powers,
     components,
     spectral_norms,
     suspiciousness,
@@ -35,8 +35,7 @@ class Suspiciousness:
         mu: prune where S > mean + mu * std; 0 or more.
         saliency: the loss whose gradient is the saliency; see `nbtools.saliency.saliency_loss`.
         per_image: saliency is the mean of the images' gradient norms, else the norm of their mean gradient.
-        signs: term to +1, -1 or 0; see `nbtools.scores.SIGNS`.
-        root: the square root of the formula.
+        powers: term to its exponent in the score; see `nbtools.scores.POWERS`.
         normalise: divide each term by its layer's mean.
         fold_bn: fold the batch norm into the spectral norm.
         after_relu: measure activations behind the ReLU.
@@ -48,8 +47,7 @@ class Suspiciousness:
     mu: float = 2.0
     saliency: str = "margin"
     per_image: bool = True
-    signs: dict[str, int] = field(default_factory=lambda: dict(SIGNS))
-    root: bool = True
+    powers: dict[str, float] = field(default_factory=lambda: dict(POWERS))
     normalise: bool = True
     fold_bn: bool = True
     after_relu: bool = True
@@ -59,7 +57,7 @@ class Suspiciousness:
 
     def __post_init__(self) -> None:
         check_threshold(self.mu, self.scope)
-        check_signs(self.signs)
+        check_powers(self.powers)
         if self.saliency not in SALIENCY_LOSSES:
             raise ValueError(f"unknown saliency {self.saliency!r}; known: {', '.join(SALIENCY_LOSSES)}")
 
@@ -69,7 +67,7 @@ class Suspiciousness:
 
     def scores(self, parts: Components) -> Scores:
         """The score of this defence from its components."""
-        return suspiciousness(parts, self.signs, self.root, self.normalise)
+        return suspiciousness(parts, self.powers, self.normalise)
 
     def mask(self, parts: Components) -> Mask:
         """What this defence prunes, from its components."""

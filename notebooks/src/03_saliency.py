@@ -382,7 +382,7 @@ def low_is_suspicious(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 
 scores = {trained.name: low_is_suspicious(saliency[trained.name]) for trained in both}
-for name, value in suspiciousness(parts[poisoned.name], {"saliency": -1}, root=False).items():
+for name, value in suspiciousness(parts[poisoned.name], {"saliency": -1}).items():
     torch.testing.assert_close(scores[poisoned.name][name], value)
 
 last = [unit.conv for unit in units if unit.conv.startswith(("layer3", "layer4")) and not unit.shortcut]
@@ -426,12 +426,12 @@ plots.show(
 
 # %%
 
-signs_of = {
+powers_of = {
     "norm alone": {"sigma": 1},
-    "norm, low saliency suspicious (ours)": {"sigma": 1, "saliency": -1},
-    "norm, high saliency suspicious": {"sigma": 1, "saliency": 1},
+    "norm, low saliency suspicious (ours)": {"sigma": 1, "saliency": -0.5},
+    "norm, high saliency suspicious": {"sigma": 1, "saliency": 0.5},
 }
-tried = {name: suspiciousness(parts[poisoned.name], signs) for name, signs in signs_of.items()}
+tried = {name: suspiciousness(parts[poisoned.name], powers) for name, powers in powers_of.items()}
 alone, with_saliency, _ = tried.values()
 
 figure, axes = plt.subplots(1, 4, figsize=(11, 3.4), sharey=True)

@@ -329,7 +329,7 @@ def low_is_suspicious(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 
 scores = {model.name: low_is_suspicious(activation[model.name]) for model in both}
-for name, value in suspiciousness(parts[poisoned.name], {"activation": -1}, root=False).items():
+for name, value in suspiciousness(parts[poisoned.name], {"activation": -1}).items():
     torch.testing.assert_close(scores[poisoned.name][name], value)
 
 last = [unit.conv for unit in units if unit.conv.startswith(("layer3", "layer4")) and not unit.shortcut]
@@ -400,12 +400,12 @@ plots.show(
 
 # %%
 rows = []
-for name, signs in {
+for name, powers in {
     "norm alone": {"sigma": 1},
-    "norm, silence suspicious (ours)": {"sigma": 1, "activation": -1},
-    "norm, loudness suspicious": {"sigma": 1, "activation": 1},
+    "norm, silence suspicious (ours)": {"sigma": 1, "activation": -0.5},
+    "norm, loudness suspicious": {"sigma": 1, "activation": 0.5},
 }.items():
-    rows.append({"rule": name, **poisoned.pruned(suspiciousness(parts[poisoned.name], signs), mu)})
+    rows.append({"rule": name, **poisoned.pruned(suspiciousness(parts[poisoned.name], powers), mu)})
 ablation = pd.DataFrame(rows).set_index("rule").drop(columns=["model", "mu"])
 ablation.round(1)
 

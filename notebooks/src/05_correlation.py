@@ -304,7 +304,7 @@ def low_is_suspicious(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 
 scores = {model.name: low_is_suspicious(correlation[model.name]) for model in both}
-for name, value in suspiciousness(parts[poisoned.name], {"correlation": -1}, root=False).items():
+for name, value in suspiciousness(parts[poisoned.name], {"correlation": -1}).items():
     torch.testing.assert_close(scores[poisoned.name][name], value)
 
 last = [unit.conv for unit in units if unit.conv.startswith(("layer3", "layer4")) and not unit.shortcut]
@@ -363,12 +363,12 @@ plots.show(
 
 # %%
 rows = []
-for name, signs in {
+for name, powers in {
     "norm alone": {"sigma": 1},
-    "norm, low correlation suspicious (paper)": {"sigma": 1, "correlation": -1},
-    "norm, high correlation suspicious": {"sigma": 1, "correlation": 1},
+    "norm, low correlation suspicious (paper)": {"sigma": 1, "correlation": -0.5},
+    "norm, high correlation suspicious": {"sigma": 1, "correlation": 0.5},
 }.items():
-    rows.append({"rule": name, **poisoned.pruned(suspiciousness(parts[poisoned.name], signs), mu)})
+    rows.append({"rule": name, **poisoned.pruned(suspiciousness(parts[poisoned.name], powers), mu)})
 ablation = pd.DataFrame(rows).set_index("rule").drop(columns=["model", "mu"])
 ablation.round(1)
 

@@ -386,15 +386,15 @@ plots.show(figure, "Change of BN gain and of TAC by layer when the statistics mo
 # round; pruning alone, at the default `mu`, on both models.
 
 # %%
-from nbtools.scores import SIGNS
+from nbtools.scores import POWERS
 
 variants = {
     "as it is": {},
-    "without saliency": {"signs": {**SIGNS, "saliency": 0}},
-    "without activation norm": {"signs": {**SIGNS, "activation": 0}},
-    "without correlation": {"signs": {**SIGNS, "correlation": 0}},
-    "saliency with a plus": {"signs": {**SIGNS, "saliency": 1}},
-    "no square root": {"root": False},
+    "without saliency": {"powers": {**POWERS, "saliency": 0}},
+    "without activation norm": {"powers": {**POWERS, "activation": 0}},
+    "without correlation": {"powers": {**POWERS, "correlation": 0}},
+    "saliency with a plus": {"powers": {**POWERS, "saliency": 0.5}},
+    "no square root": {"powers": {"sigma": 1, "saliency": -1, "activation": -1, "correlation": -1}},
     "BN not folded": {"fold_bn": False},
     "before the ReLU": {"after_relu": False},
     "threshold over the whole network": {"scope": "global"},
