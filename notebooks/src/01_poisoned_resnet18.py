@@ -514,7 +514,7 @@ rows = [run.defend(model, Suspiciousness(), samples_per_class, draw=draw) for mo
 run.save_rows(rows, "01_poisoned_resnet18")
 repairs = pd.DataFrame(rows).set_index("model")
 numbers = [f"{name}_{stage}" for name in ("acc", "asr", "ra") for stage in ("before", "pruned", "after")]
-repairs[["pruned", "filters", *numbers]].round(1).astype(object).T
+repairs[["pruned", "filters", "tuned_steps", *numbers]].round(1).astype(object).T
 
 # %%
 stages = {"before": "before", "pruned": "pruned", "after": "fine-tuned"}

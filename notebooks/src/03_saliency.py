@@ -605,6 +605,8 @@ limits = {
 checks.backdoor_took(poisoned, clean_twin)
 for model in both:
     assert all(bool(torch.isfinite(score).all()) for score in scores[model.name].values()), "every score is finite"
+steady, unsteady = (pd.Series(lines[name]).mean() for name in ("margin", "margin, of the mean gradient"))
+assert steady >= unsteady + 0.1, f"lengths before the mean should rank more steadily: {steady:.2f}, {unsteady:.2f}"
 loudest = float(spoken["cross_entropy"][tenth - 1])
 assert loudest >= limits["loudest_tenth"], (
     f"few images should hold the gradient, the loudest tenth holds {loudest:.0f} %"

@@ -506,8 +506,8 @@ assert (before.asr.mean() - ten_a_class.asr.mean()) >= fall, "the backdoor survi
 assert before.acc.mean() - ten_a_class.acc.mean() <= 5, "the repair cost more than five points"
 assert gap < 1e-4 and sizes[1][1] < sizes[0][1], "physical removal changed the outputs or removed nothing"
 at_the_end = comeback[comeback.step == comeback.step.max()].pivot(index="model", columns="recipe", values="asr")
-rise = at_the_end["only BN statistics move"] - comeback[comeback.step == 0].groupby("model").asr.first()
+rise = at_the_end["only BN statistics move"] / comeback[comeback.step == 0].groupby("model").asr.first()
 back = rise.idxmax()
-assert rise[back] >= 5, f"moving BN statistics should bring one of the attacks back: {dict(rise)}"
+assert rise[back] >= 1.5, f"moving BN statistics should bring one of the attacks back, times {dict(rise)}"
 assert at_the_end.loc[back, "labels, BN frozen"] < at_the_end.loc[back, "only BN statistics move"], "frozen keeps more"
 assert max(louder[back]) > 1.05, "the trigger should move more after the statistics moved"
