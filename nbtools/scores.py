@@ -159,7 +159,7 @@ def components(
         for module, training in modes:
             module.training = training
     if not per_image:
-        totals = {name: gradient.flatten(1).double().norm(dim=1) for name, gradient in totals.items()}
+        totals = {name: gradient.double().norm(dim=1) for name, gradient in totals.items()}
     return Components(
         sigma=spectral_norms(model, units, fold_bn),
         saliency={name: total / len(clean) for name, total in totals.items()},
