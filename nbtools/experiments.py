@@ -200,6 +200,8 @@ def start(
     keep_memory()
     chosen = get_profile(profile or default_profile())
     chosen = replace(chosen, width=width or chosen.width, epochs=epochs or chosen.epochs)
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
     place = torch.device(device) if device else default_device()
     splits = datasets.load(
         chosen.dataset, data, place, train=chosen.train, reserved=chosen.reserved, test=chosen.test, seed=seed

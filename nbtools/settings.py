@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import platform
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -31,8 +30,8 @@ class Profile:
         weight_decay: of the training.
         padding: pixels by which the training's random crop may shift an image.
         strides: of the stem and the four stages; see `nbtools.models.ResNet18`.
-        threads: of the training on a CPU; 0 is as many as torch chooses. Sums in another order make another model, so
-            one thread gives the same model on any number of cores.
+        threads: of the CPU; 0 is as many as torch chooses. Sums in another order make another model, so one thread
+            gives the same model on any number of cores.
         glance: test images for each of the many points of a sweep; what is quoted is measured on all.
     """
 
@@ -131,17 +130,6 @@ def hardware(device: torch.device | None = None) -> str:
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} threads"
-
-
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    """While the context lasts, torch computes on so many threads of the CPU; 0 changes nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def seed_everything(seed: int) -> None:

@@ -17,7 +17,7 @@ from nbtools.models import make_model
 from nbtools.poisoning import poison
 from nbtools.pruning import pruned_copy, threshold
 from nbtools.scores import Scores
-from nbtools.settings import STRIDES, Profile, hardware, has_bf16, seed_everything, threads
+from nbtools.settings import STRIDES, Profile, hardware, has_bf16, seed_everything
 from nbtools.training import Recipe, train
 from nbtools.triggers import Trigger, make_trigger
 
@@ -152,13 +152,11 @@ def _build(
     print(f"training {run.architecture} of width {run.profile.width} ({attack}, {run.splits.name})")
     watched = run.splits.reserved.subset(torch.arange(min(1_000, len(run.splits.reserved))))
     checkpoint, recipe = work / "checkpoint.safetensors", _recipe(run.profile)
-    with threads(run.profile.threads):
-        history = train(model, images, recipe, run.seed, checkpoint, lambda m: accuracy(m, watched))
-        computed_on = hardware(run.device)
+    history = train(model, images, recipe, run.seed, checkpoint, lambda m: accuracy(m, watched))
     card = {
         "history": history,
         "seconds": sum(row["seconds"] for row in history),
-        "hardware": computed_on,
+        "hardware": hardware(run.device),
         "bf16": has_bf16(run.device),
         "torch": torch.__version__,
     }

@@ -1,7 +1,6 @@
 """Profiles, devices and parameters: scale is in one place, and what is out of range is refused with what is allowed."""
 
 import builtins
-import contextlib
 import ctypes
 import math
 from collections.abc import Mapping
@@ -148,12 +147,3 @@ def test_a_parameter_out_of_range_is_refused(name: str, value: object) -> None:
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str, known: Mapping[str, object], value: str) -> None:
     with pytest.raises(ValueError, match=f"unknown {name} '{value}'; known: {', '.join(known)}"):
         check_parameters({name: value})
-
-
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_threads_are_set_for_a_while(count: int) -> None:
-    before = torch.get_num_threads()
-    with contextlib.suppress(KeyError), settings.threads(count):
-        assert torch.get_num_threads() == (count or before)
-        raise KeyError
-    assert torch.get_num_threads() == before
