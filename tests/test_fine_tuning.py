@@ -85,12 +85,8 @@ def test_at_a_rate_of_zero_only_statistics_move(before: nn.Module, pruned: nn.Mo
     start = bits(pruned)
     for _ in FineTune(lr=0, frozen_bn=False, every=5).tune(pruned, CLEAN, mask, before, 5):
         pass
-    moved = {name for name, value in bits(pruned).items() if not torch.equal(value, start[name])}
-    assert moved and {name.rpartition(".")[2] for name in moved} == {
-        "running_mean",
-        "running_var",
-        "num_batches_tracked",
-    }
+    moved = {name.rpartition(".")[2] for name, value in bits(pruned).items() if not torch.equal(value, start[name])}
+    assert moved == {"running_mean", "running_var", "num_batches_tracked"}
 
 
 @pytest.mark.parametrize("frozen_bn", [True, False])

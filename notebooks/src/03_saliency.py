@@ -179,8 +179,8 @@ plots.show(
 # right about, has next to no gradient, whichever filter it needs. Keep that in mind for section 4.
 #
 # And do those that speak agree? If the images pull a filter's weights in different directions, their gradients cancel
-# in the mean, and a filter that *every* image wants to move may look as if none cared. The lower bound to compare with
-# are random directions: of gradients with lengths $l_x$, about $\frac{1}{n}\sqrt{\sum_x l_x^2}$ would be left.
+# in the mean, and a filter that *every* image wants to move may look as if none cared. Compare with random directions:
+# of gradients with lengths $l_x$, the mean would keep about $\frac{1}{n}\sqrt{\sum_x l_x^2}$.
 #
 # > **Predict first.** How much of the images' gradients survives the averaging?
 
