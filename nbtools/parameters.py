@@ -6,18 +6,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nbtools.models import MIN_WIDTH
-from nbtools.settings import PROFILES
+from nbtools.settings import PROFILES, default_profile
 from nbtools.triggers import TRIGGERS
 
+CLASSES = 10
+"""Of every data set that a profile uses."""
+_MU = (lambda v: v >= 0, "0 or more (standard deviations above the layer's mean)")
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "poison_rate": (lambda v: 0 < v <= 1, "a share of the training set, above 0 and at most 1"),
-    "target": (lambda v: v >= 0, "a class number, 0 or more"),
-    "mu": (lambda v: v >= 0, "0 or more (standard deviations above the layer's mean)"),
+    "low_rate": (lambda v: 0 <= v <= 1, "0 (none), or a share of the training set, at most 1"),
+    "target": (lambda v: 0 <= v < CLASSES, f"a class number, 0 to {CLASSES - 1}"),
+    "mu": _MU,
+    "mus": _MU,
     "samples_per_class": (lambda v: v >= 1, "1 or more clean images a class"),
     "n_total": (lambda v: v >= 0, "0 (use samples_per_class), or the number of clean images in all"),
     "seed": (lambda v: v >= 0, "0 or more"),
     "width": (lambda v: v == 0 or v >= MIN_WIDTH, f"0 (what the profile says), or at least {MIN_WIDTH} channels"),
     "epochs": (lambda v: v >= 0, "0 (what the profile says), or a number of epochs"),
+    "draw": (lambda v: v >= 0, "the number of a draw, 0 or more"),
     "draws": (lambda v: v >= 0, "0 (what the profile says), or a number of draws"),
 }
 
@@ -28,9 +34,16 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     Raises:
         ValueError: it names the parameter, the value, and what is allowed.
     """
-    names = {"profile": tuple(PROFILES), "attack": tuple(TRIGGERS)}
     for name, value in parameters.items():
-        if name in names and value not in names[name] and not (name == "profile" and value == ""):
-            raise ValueError(f"unknown {name} {value!r}; known: {', '.join(names[name])}")
-        if name in LIMITS and not all(LIMITS[name][0](v) for v in (value if isinstance(value, list) else [value])):
+        known = PROFILES if name == "profile" else TRIGGERS if name.endswith("attack") else None
+        if known is not None and value not in known and not (name == "profile" and value == ""):
+            raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+        values = value if isinstance(value, list) else [value]
+        if name in LIMITS and not (values and all(LIMITS[name][0](v) for v in values)):
             raise ValueError(f"{name}={value!r} is out of range: {LIMITS[name][1]}")
+    profile = PROFILES[parameters.get("profile") or default_profile()]
+    for name, classes in (("samples_per_class", CLASSES), ("n_total", 1)):
+        value = parameters.get(name, 0)
+        if max(value if isinstance(value, list) else [value]) > profile.reserved // classes:
+            most = f"the defender of profile {profile.name} draws from {profile.reserved:,} images of {CLASSES} classes"
+            raise ValueError(f"{name}={value!r} is out of range: at most {profile.reserved // classes}, since {most}")

@@ -238,18 +238,28 @@ def pruning_sweep(rows: pd.DataFrame, before: Mapping[str, Mapping[str, float]],
     return figure
 
 
-def before_after(table: pd.DataFrame, title: str, group: str = "model", stage: str = "stage") -> Figure:
-    """ACC and ASR (columns `acc`, `asr`, in percent) at each stage, one line a group; draws make the error bars."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
-    look = {"errorbar": "sd", "dodge": 0.15, "markersize": 5, "lw": 1.8}
+def before_after(table: pd.DataFrame, title: str, hue: str = "model", panel: str = "") -> Figure:
+    """ACC and ASR (columns `acc`, `asr`, in percent) at each `stage`, one line a value of `hue`; bars span all draws.
+
+    Where `panel` names a column, each of its values gets panels of its own, ACC above ASR.
+    """
+    parts = dict(list(table.groupby(panel, sort=False))) if panel else {"": table}
+    shape, wide = ((2, len(parts)), 2.2 + 2.1 * len(parts)) if panel else ((1, 2), 10)
+    figure, axes = plt.subplots(*shape, figsize=(wide, 5.2 if panel else 3.6), sharey="row" if panel else "none")
+    dodge = 0.15 if table[hue].nunique() > 1 else False  # seaborn 0.13 divides by zero for one
+    look = {"errorbar": ("pi", 100), "dodge": dodge, "markersize": 4, "lw": 1.5, "capsize": 0.08}
+    limits = {"acc": (table.acc.min() - 4, min(table.acc.max() + 2, 101)), "asr": (-3, 103)}
     labels = {"acc": "clean accuracy (%)", "asr": "attack success rate (%)"}
-    for axis, (column, label) in zip(axes, labels.items(), strict=True):
-        sns.pointplot(table, x=stage, y=column, hue=group, ax=axis, **look)
-        axis.set(xlabel="", ylabel=label, ylim=(-3, 103))
-        if column == "acc":
+    for number, (name, part) in enumerate(parts.items()):
+        for row, column in enumerate(labels):
+            axis = axes[row, number] if panel else axes[row]
+            sns.pointplot(part, x="stage", y=column, hue=hue, ax=axis, **look)
+            axis.set(xlabel="", ylabel=labels[column] if number == 0 else "", ylim=limits[column])
             axis.get_legend().remove()
-        else:
-            axis.legend(frameon=False, fontsize=9)
+            if panel:
+                axis.set_title(name if row == 0 else "", fontsize=10)
+                axis.tick_params(axis="x", labelrotation=30, labelbottom=row == 1)
+    figure.axes[-1].legend(frameon=False, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 

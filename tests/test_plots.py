@@ -33,7 +33,9 @@ MASK = threshold(SCORES, 1)
 IMAGES = pictures(5)
 TABLE = {name: {"spearman": 0.5, "precision": 0.4, "chance": 0.1} for name in SCORES}
 ROWS = pd.DataFrame({"model": ["a", "a", "b", "b"], "mu": [2, 3, 2, 3], "acc": [80, 90, 79, 91], "asr": [1, 2, 3, 99]})
-STAGES = pd.DataFrame({"model": list("aabb"), "stage": ["before", "after"] * 2, "acc": 90.0, "asr": [99, 2, 98, 3]})
+STAGES = pd.DataFrame(
+    {"model": list("aabb"), "stage": ["before", "after"] * 2, "acc": 90.0, "asr": [99, 2, 98, 3], "draw": 0}
+)
 START = {"a": {"acc": 92, "asr": 100}, "b": {"acc": 91, "asr": 98}}
 BEFORE, AFTER = torch.zeros(5, dtype=torch.int64), IMAGES.labels
 
@@ -56,7 +58,10 @@ EXAMPLES: dict[str, list[Callable[[], Figure]]] = {
         lambda: plots.score_distribution(SCORES, threshold({}, 1), 1, "A finding"),
     ],
     "pruning_sweep": [lambda: plots.pruning_sweep(ROWS, START, "A finding")],
-    "before_after": [lambda: plots.before_after(STAGES, "A finding")],
+    "before_after": [
+        lambda: plots.before_after(STAGES, "A finding"),
+        lambda: plots.before_after(STAGES, "A finding", hue="draw", panel="model"),
+    ],
     "lines_by_layer": [lambda: plots.lines_by_layer({"one": {"conv1": 0.3, "fc": -0.2}}, "share", "A finding")],
     "flipped": [
         lambda: plots.flipped(IMAGES, BEFORE, AFTER, "A finding"),

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from nbtools import settings
-from nbtools.datasets import DATASETS
+from nbtools.datasets import CIFAR10_CLASSES, DATASETS
 from nbtools.models import make_model
-from nbtools.parameters import LIMITS, check_parameters
+from nbtools.parameters import CLASSES, LIMITS, check_parameters
 from nbtools.settings import PROFILES, default_device, default_profile, get_profile, hardware, has_bf16, keep_memory
+from nbtools.shapes import CLASSES as SHAPES_CLASSES
 from nbtools.training import Recipe
 from nbtools.triggers import TRIGGERS
 
@@ -133,7 +134,7 @@ def test_good_parameters_pass(parameters: Mapping[str, Any]) -> None:
     [
         ("poison_rate", 0), ("poison_rate", 1.5), ("poison_rate", math.nan), ("target", -1), ("mu", -0.5),
         ("mu", math.nan), ("mu", [2.0, -1.0]), ("samples_per_class", 0), ("n_total", -1), ("seed", -1),
-        ("epochs", -1), ("draws", -3),
+        ("epochs", -1), ("draws", -3), ("draw", -1), ("target", 10), ("mus", []), ("mus", [2.0, -1.0]), ("low_rate", 2),
     ],
 )  # fmt: skip
 def test_a_parameter_out_of_range_is_refused(name: str, value: object) -> None:
@@ -142,7 +143,27 @@ def test_a_parameter_out_of_range_is_refused(name: str, value: object) -> None:
     assert str(refusal.value) == f"{name}={value!r} is out of range: {LIMITS[name][1]}"
 
 
-@pytest.mark.parametrize(("name", "known"), [("profile", PROFILES), ("attack", TRIGGERS)])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"samples_per_class": 101, "profile": "quick"}, "samples_per_class=101 is out of range: at most 100, since"),
+        ({"samples_per_class": [1, 501], "profile": "laptop"}, "is out of range: at most 500, since the defender of"),
+        ({"n_total": 1001, "profile": "quick"}, "draws from 1,000 images of 10 classes"),
+    ],
+)
+def test_more_clean_images_than_there_are_are_refused(given: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_parameters(given)
+    check_parameters({"samples_per_class": 100, "n_total": 1000, "profile": "quick"})
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_data_set_has_as_many_classes_as_the_limits_say(profile: str) -> None:
+    classes = {"shapes": SHAPES_CLASSES, "cifar10": CIFAR10_CLASSES}[PROFILES[profile].dataset]
+    assert len(classes) == CLASSES
+
+
+@pytest.mark.parametrize(("name", "known"), [("profile", PROFILES), ("attack", TRIGGERS), ("hard_attack", TRIGGERS)])
 @pytest.mark.parametrize("value", ["badnet", "none"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str, known: Mapping[str, object], value: str) -> None:
     with pytest.raises(ValueError, match=f"unknown {name} '{value}'; known: {', '.join(known)}"):

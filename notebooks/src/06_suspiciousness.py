@@ -28,7 +28,8 @@ profile = ""  # quick, laptop or paper; "" is paper with a GPU, quick without
 attack = "badnets"  # badnets, blended, sig or wanet
 poison_rate = 0.05  # share of the training set that carries the trigger
 target = 0  # the class that the trigger leads to
-hard_attack = "blended"  # the second attack of section 5: badnets, blended, sig or wanet
+hard_attack = "blended"  # the second attack, from section 4 on: badnets, blended, sig or wanet
+low_rate = 0.0  # a second poison rate for the tables of section 4, say 0.01; 0 leaves it out
 seed = 0  # of data, initial weights and training
 width = 0  # channels of the first stage; 0 is what the profile says
 epochs = 0  # 0 is what the profile says
@@ -228,9 +229,17 @@ axis.set(title=f"Held-back images choose {int(stop.step)} steps of {tuner.steps}
          ylabel="fall of the held-back\ncross-entropy (± s.e.)")  # fmt: skip
 plots.show(figure, "Gain in held-back cross-entropy against the step of fine-tuning, with the chosen one.")
 
+# %% [markdown]
+# Now everything at once, and not only on this model: one setting, on this attack, on a second one (and, where
+# `low_rate` asks for it, on this one with fewer poisoned images), and on the clean twin; with ten images a class and
+# with ten in all; over the draws of the clean images.
+
 # %%
+hard = run.model(hard_attack, poison_rate, target)
+rare = [run.model(attack, low_rate, target)] if low_rate else []
+models = {model.name: model for model in (poisoned, *rare, hard, clean_twin)}
 table = []
-for model in (poisoned, clean_twin):
+for model in models.values():
     for draw in range(draws):
         for images in ({"samples_per_class": samples_per_class}, {"n_total": n_total}):
             row = run.defend(model, defence, draw=draw, **images)
@@ -238,14 +247,13 @@ for model in (poisoned, clean_twin):
             for stage in ("before", "pruned", "after"):
                 numbers = {k: row[f"{k}_{stage}"] for k in ("acc", "asr", "ra")}
                 table.append({"model": model.name, "images": name, "draw": draw, "stage": stage, **numbers})
-main = pd.DataFrame(table).replace({"stage": {"pruned": "after pruning", "after": "after fine-tuning"}})
-main["group"] = main.model + ", " + main.images
+main = pd.DataFrame(table).replace({"stage": {"after": "fine-tuned"}})
 run.save_rows(pd.concat([sweep.assign(part="sweep"), main.assign(part="main")]), "06_suspiciousness")
 main.groupby(["model", "images", "stage"], sort=False)[["acc", "asr", "ra"]].agg(["mean", "std"]).round(1)
 
 # %%
 plots.show(
-    plots.before_after(main, "The repair, step by step, over the draws of the clean images", group="group"),
+    plots.before_after(main, "The repair, step by step (bars: all draws)", hue="images", panel="model"),
     "Clean accuracy and attack success rate before, after pruning and after fine-tuning.",
 )
 
@@ -297,7 +305,6 @@ for name, (operations, parameters) in zip(("masked ", "removed"), sizes, strict=
 # > **Predict first.** No trigger is ever seen. Which of the five bring the attack back?
 
 # %%
-hard = run.model(hard_attack, poison_rate, target)
 attacked = {model.name: model for model in (poisoned, hard)}
 recipes = {
     "default: model as teacher, BN frozen": FineTune(),
@@ -498,7 +505,7 @@ print({term: round(value, 2) for term, value in stability.items()})
 # Previous: [05 · Correlation](05_correlation.ipynb) · The series' first page: [00 · Start here](00_start_here.ipynb)
 
 # %% tags=["check", "remove-cell"]
-after = main[(main.model == poisoned.name) & (main.stage == "after fine-tuning")]
+after = main[(main.model == poisoned.name) & (main.stage == "fine-tuned")]
 before = main[(main.model == poisoned.name) & (main.stage == "before")]
 fall = {"quick": 50, "laptop": 80, "paper": 80}[run.profile.name]
 ten_a_class = after[after.images == a_class]
