@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ class Run:
             "trigger": repr(trained.trigger),
             "test_images": len(evaluate.test),
             "reserved": len(self.splits.reserved),
-            "code": _defence_code(),
+            "code": _defence_code(defence),
         }
 
         def build(_work: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -160,14 +161,19 @@ class Run:
         }
 
 
-@functools.cache
-def _defence_code() -> str:
+def _defence_code(defence: Defence) -> str:
     """A hash of the source that decides a defence's result: a row measured by other code is not found again."""
     here = Path(__file__).parent
     names = ("activations", "saliency", "scores", "pruning", "models", "evaluation", "training", "images", "triggers")
-    files = [here / f"{name}.py" for name in names] + sorted((here / "defences").glob("*.py"))
-    text = b"".join(path.read_bytes() for path in files)
-    return hashlib.sha256(text).hexdigest()[:16]
+    shared = [here / f"{name}.py" for name in names] + [here / "defences" / "repair.py"]
+    own = {inspect.getfile(type(part)) for part in (defence, *vars(defence).values()) if is_dataclass(part)}
+    return _hash_of(*map(str, shared), *sorted(own))
+
+
+@functools.cache
+def _hash_of(*files: str) -> str:
+    """A hash of these files as they were when they were first asked for."""
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:16]
 
 
 def start(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,17 +154,14 @@ class Unit:
         bn: the batch norm's module name.
         filters: output channels.
         kernel: height and width of the kernel.
+        shortcut: whether it is alone on its way around other convolutions, as a ResNet's "downsample" is.
     """
 
     conv: str
     bn: str
     filters: int
     kernel: tuple[int, int]
-
-    @property
-    def shortcut(self) -> bool:
-        """Whether it is a 1x1 convolution (in a ResNet: on the shortcut)."""
-        return self.kernel == (1, 1)
+    shortcut: bool = False
 
 
 @dataclass(frozen=True)
@@ -218,8 +216,8 @@ def prunable_units(model: nn.Module) -> Units:
         bn = _only_user(node)
         norm = modules.get(str(bn.target)) if bn is not None and bn.op == "call_module" else None
         if bn is not None and isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats:
-            kernel = (conv.kernel_size[0], conv.kernel_size[1])
-            pairs.append(Unit(str(node.target), str(bn.target), conv.out_channels, kernel))
+            kernel, around = (conv.kernel_size[0], conv.kernel_size[1]), _goes_around(node, bn, modules)
+            pairs.append(Unit(str(node.target), str(bn.target), conv.out_channels, kernel, around))
         else:
             alone.append(str(node.target))
     if not pairs:
@@ -238,6 +236,15 @@ def layers_of(model: nn.Module, units: Iterable[Unit]) -> list[tuple[Unit, nn.Co
         assert isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d)
         found.append((unit, conv, bn))
     return found
+
+
+def _goes_around(conv: Node, bn: Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether the pair is added, as it is, to what another convolution makes of the same input."""
+    sums = (operator.add, operator.iadd, torch.add)
+    beside = [user for user in conv.all_input_nodes[0].users if user is not conv and user.op == "call_module"]
+    return any(user.op == "call_function" and user.target in sums for user in bn.users) and any(
+        isinstance(modules[str(user.target)], nn.Conv2d) for user in beside
+    )
 
 
 def _only_user(node: Node) -> Node | None:

@@ -246,7 +246,7 @@ def before_after(table: pd.DataFrame, title: str, hue: str = "model", panel: str
     parts = dict(list(table.groupby(panel, sort=False))) if panel else {"": table}
     shape, wide = ((2, len(parts)), 2.2 + 2.1 * len(parts)) if panel else ((1, 2), 10)
     figure, axes = plt.subplots(*shape, figsize=(wide, 5.2 if panel else 3.6), sharey="row" if panel else "none")
-    dodge = 0.15 if table[hue].nunique() > 1 else False  # seaborn 0.13 divides by zero for one
+    dodge = 0.15 if len(set(table[hue])) > 1 else False  # seaborn 0.13 divides by zero for one
     look = {"errorbar": ("pi", 100), "dodge": dodge, "markersize": 4, "lw": 1.5, "capsize": 0.08}
     limits = {"acc": (table.acc.min() - 4, min(table.acc.max() + 2, 101)), "asr": (-3, 103)}
     labels = {"acc": "clean accuracy (%)", "asr": "attack success rate (%)"}

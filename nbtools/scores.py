@@ -181,10 +181,10 @@ def check_powers(powers: Mapping[str, float]) -> None:
     """Refuse powers that `suspiciousness` can't work with.
 
     Raises:
-        ValueError: for an unknown term or a power that is not finite.
+        ValueError: for an unknown term or a power that is not a finite number.
     """
     for term, power in powers.items():
-        if term not in TERMS or not math.isfinite(power):
+        if term not in TERMS or not isinstance(power, int | float) or not math.isfinite(power):
             raise ValueError(f"powers take {', '.join(TERMS)} to a finite number, got {term!r}: {power!r}")
 
 

@@ -130,6 +130,7 @@ def test_little_input_is_enough(defence: Defence, clean: Images) -> None:
         (lambda: Suspiciousness(saliency="logit"), "unknown saliency 'logit'; known: cross_entropy, margin, softened"),
         (lambda: Suspiciousness(scope="block"), "unknown scope 'block'; known: layer, global"),
         (lambda: Suspiciousness(powers={"weight": 1}), "powers take sigma, .* got 'weight': 1"),
+        (lambda: Suspiciousness(powers={"sigma": "1"}), "powers take .* to a finite number, got 'sigma': '1'"),  # pyright: ignore[reportArgumentType]
         (lambda: FineTune(steps=0), "steps, every and batch_size >= 1"),
         (lambda: FineTune(lr=-1e-3), "lr >= 0"),
         (lambda: FineTune(lr=float("nan")), "lr >= 0"),

@@ -1,5 +1,6 @@
 """Trained once and found after that; rows measured once; whatever shapes a result is in its key."""
 
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -245,3 +246,15 @@ def test_a_point_of_a_sweep_is_pruned_by_the_threshold_and_measured_at_a_glance(
 def test_the_attackers_images_are_poisoned_as_asked(run: Run) -> None:
     poisoned = run.poisoned("badnets", 0.25, target=2)
     assert len(poisoned.poisoned) == 16 and set(poisoned.images.labels[poisoned.poisoned].tolist()) == {2}
+
+
+def test_a_row_is_known_by_the_code_of_its_own_defence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    codes = []
+    for name in ("one_defence", "the_same_edited"):
+        source = "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Own:\n    mu: float = 2\n"
+        (tmp_path / f"{name}.py").write_text(f"{source}# {name}\n")
+        codes.append(experiments._defence_code(importlib.import_module(name).Own()))
+    assert len({*codes, experiments._defence_code(Suspiciousness())}) == 3
+    nested = RandomPruning(importlib.import_module("one_defence").Own())
+    assert experiments._defence_code(nested) not in {*codes, experiments._defence_code(RandomPruning(Suspiciousness()))}

@@ -105,6 +105,21 @@ def test_known_pairs_of_the_two_resnets() -> None:
     assert {"conv1", "layer1.0.conv2", "layer2.0.shortcut"} <= set(preact.without_bn)
 
 
+@pytest.mark.parametrize(
+    ("build", "shortcuts"),
+    [
+        (lambda: zoo.resnet50(), [f"layer{stage}.0.downsample.0" for stage in (1, 2, 3, 4)]),
+        (lambda: zoo.mobilenet_v2(), []),
+        (lambda: zoo.vgg11_bn(), []),
+    ],
+)
+def test_a_shortcut_is_no_1x1_convolution_of_the_main_path(
+    build: Callable[[], nn.Module], shortcuts: list[str]
+) -> None:
+    with torch.device("meta"):
+        assert [unit.conv for unit in prunable_units(build()) if unit.shortcut] == shortcuts
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_order_of_registration_does_not_matter(name: str) -> None:
     model = make_model(name, width=16)
