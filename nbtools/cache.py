@@ -8,6 +8,7 @@
 """
 
 import errno
+import functools
 import hashlib
 import json
 import math
@@ -64,6 +65,12 @@ def key(config: Mapping[str, Any]) -> str:
     Raises ValueError for what JSON cannot hold: NaN, infinity, names that are not strings, any other object.
     """
     return _sha256(_canonical(config, "config"))[:20]
+
+
+@functools.cache
+def source_hash(*files: str) -> str:
+    """A hash of these source files as they were when first asked for: what other code made is not found again."""
+    return _sha256(b"".join(Path(file).read_bytes() for file in files))[:16]
 
 
 def cached(

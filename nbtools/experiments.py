@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import inspect
 import os
 import sys
@@ -18,7 +16,7 @@ from torch import Tensor
 
 import nbtools
 from nbtools import datasets
-from nbtools.cache import cached
+from nbtools.cache import cached, source_hash
 from nbtools.defences import Defence
 from nbtools.evaluation import der
 from nbtools.images import Images, draw_clean
@@ -167,13 +165,7 @@ def _defence_code(defence: Defence) -> str:
     names = ("activations", "saliency", "scores", "pruning", "models", "evaluation", "training", "images", "triggers")
     shared = [here / f"{name}.py" for name in names] + [here / "defences" / "repair.py"]
     own = {inspect.getfile(type(part)) for part in (defence, *vars(defence).values()) if is_dataclass(part)}
-    return _hash_of(*map(str, shared), *sorted(own))
-
-
-@functools.cache
-def _hash_of(*files: str) -> str:
-    """A hash of these files as they were when they were first asked for."""
-    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:16]
+    return source_hash(*map(str, shared), *sorted(own))
 
 
 def start(

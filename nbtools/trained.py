@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nbtools.cache import cached
+from nbtools.cache import cached, source_hash
 from nbtools.evaluation import Evaluation, Evaluator, accuracy
 from nbtools.images import Images
 from nbtools.models import make_model
@@ -53,13 +54,26 @@ class Trained:
 
     @functools.cached_property
     def before(self) -> Evaluation:
-        """ACC, ASR and RA of the model as it was trained."""
-        return self.evaluate(self.model)
+        """ACC, ASR and RA of the model as it was trained: measured now, or found in the cache."""
+        return self._measured(self.evaluate)
 
     @functools.cached_property
     def before_at_a_glance(self) -> Evaluation:
-        """ACC, ASR and RA on the images of `glance`."""
-        return self.glance(self.model)
+        """The same on the images of `glance`."""
+        return self._measured(self.glance)
+
+    def _measured(self, evaluate: Evaluator) -> Evaluation:
+        files = (f"{name}.py" for name in ("evaluation", "images", "models", "triggers"))
+        config = {
+            "weights": _fingerprint(*self.model.state_dict().values()),
+            "test": _fingerprint(evaluate.test.images, evaluate.test.labels),
+            "trigger": repr(self.trigger),
+            "target": self.target,
+            "code": source_hash(*(str(Path(__file__).with_name(file)) for file in files)),
+        }
+        card = cached("evaluations", config, lambda _work: ({}, {"measured": asdict(evaluate(self.model))})).card
+        found: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in card["measured"].items()}
+        return Evaluation(**found)
 
     def pruned(self, scores: Scores, mu: float) -> dict[str, Any]:
         """Prune a copy where the scores stand out and measure it at a glance: a point of a sweep.
@@ -79,6 +93,14 @@ class Trained:
     def name(self) -> str:
         """For tables and titles: "badnets 5 %", "clean"."""
         return "clean" if self.attack == "none" else f"{self.attack} {100 * self.poison_rate:g} %"
+
+
+def _fingerprint(*tensors: Tensor) -> str:
+    """A hash of the tensors' values."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_or_train(run: Run, attack: str, poison_rate: float, target: int, shown: str, options: Options) -> Trained:

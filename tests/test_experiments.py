@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from tiny import bits, same_bits
+from tiny import bits, mask_of, same_bits
 
 from nbtools import cache, experiments
 from nbtools import trained as trained_module
@@ -241,6 +241,20 @@ def test_a_point_of_a_sweep_is_pruned_by_the_threshold_and_measured_at_a_glance(
     assert (row["model"], row["mu"], row["pruned"]) == (trained.name, 1.0, mask.count) and mask.count > 0
     assert {name: row[name] for name in ("acc", "asr", "ra")} == few(pruned_copy(trained.model, mask)).row()
     assert trained.before_at_a_glance == few(trained.model) and len(trained.glance.test) == 25
+
+
+def test_the_model_as_trained_is_measured_once_for_each_trigger(
+    run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = trained.before
+    assert measured == trained.evaluate(trained.model) != trained.before_at_a_glance
+    monkeypatch.setattr(Evaluator, "__call__", refuse)
+    again = run.model("badnets", 0.25)
+    assert again.before == measured and isinstance(again.before.acc_interval, tuple)
+    pruned = pruned_copy(again.model, mask_of(again.model, {"conv1": [0]}))
+    for other in ({"trigger": BadNets(size=2)}, {"target": 1}, {"model": pruned}):
+        with pytest.raises(Stop):
+            _ = replace(again, **other).before
 
 
 def test_the_attackers_images_are_poisoned_as_asked(run: Run) -> None:
