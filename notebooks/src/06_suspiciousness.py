@@ -3,6 +3,7 @@
 #
 # At the end of this notebook a poisoned network has been cleaned with ten images a class, and with ten images in all:
 # four measurements become one score, the score becomes a mask, and a fine-tuning that stops by itself does the rest.
+# A second attack shows where this ends.
 #
 # Paper: [arXiv 2311.07417](https://arxiv.org/abs/2311.07417). **The formula is reconstructed from the paper's
 # summary**: the four terms, the square root and the threshold are the paper's; how they are joined is ours, and
@@ -258,6 +259,11 @@ plots.show(
 )
 
 # %% [markdown]
+# The upper row is all that the defender sees, and it looks alike whether the backdoor went or stayed. Where the lower
+# row falls to a few percent in every draw, the score found what carries the attack. Where it stops halfway, or the
+# draws disagree, the score missed filters that the backdoor can live on; and a teacher who still has the backdoor can
+# hand some of it back while ACC recovers. One setting for all attacks does not mean that all attacks yield to it.
+#
 # And what it means for single images: triggered test images, with the poisoned model's answer and the repaired one's.
 
 # %%
