@@ -19,6 +19,7 @@ from nbtools.images import Images
 from nbtools.pruning import Mask
 
 BLUE, ORANGE, GREEN, RED, PURPLE, BROWN, PINK, GREY, YELLOW, SKY = sns.color_palette("colorblind", 10).as_hex()
+LINES = (GREEN, PURPLE, BROWN, PINK)
 CLEAN, POISONED, PRUNED = BLUE, ORANGE, RED
 """What a colour means, everywhere: the clean model, the poisoned model, what is pruned."""
 
@@ -40,8 +41,7 @@ def show(figure: Figure, alt: str) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white")
     plt.close(figure)
-    data = {"image/png": buffer.getvalue(), "text/plain": alt}
-    display(data, raw=True, metadata={"image/png": {"alt": alt}})
+    display({"image/png": buffer.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
 
 
 def pixels(image: Tensor) -> np.ndarray:
@@ -125,7 +125,6 @@ def score_against_tac(
     layers: Sequence[str],
     name: str,
     title: str,
-    mask: Mask | None = None,
     columns: int = 4,
 ) -> Figure:
     """One small scatter a layer: each point a filter, its score against what the trigger really changes.
@@ -136,7 +135,6 @@ def score_against_tac(
         layers: which convolutions, in order.
         name: of the score, for the axis.
         title: the finding.
-        mask: pruned filters are drawn in another colour.
         columns: panels a row.
     """
     rows = -(-len(layers) // columns)
@@ -145,9 +143,7 @@ def score_against_tac(
         axis.axis("off")
     for axis, layer in zip(axes.flat, layers, strict=False):
         x, y = tac[layer].cpu().numpy(), scores[layer].cpu().numpy()
-        gone = mask.pruned[layer].cpu().numpy() if mask and layer in mask.pruned else np.zeros(len(x), bool)
-        axis.scatter(x[~gone], y[~gone], s=14, color=BLUE, alpha=0.7, linewidth=0)
-        axis.scatter(x[gone], y[gone], s=22, color=PRUNED, marker="X", linewidth=0)
+        axis.scatter(x, y, s=14, color=BLUE, alpha=0.7, linewidth=0)
         axis.set_title(f"{layer}  ({_rank_correlation(x, y)})", fontsize=8.5, fontweight="normal")
     figure.supxlabel("trigger-activated change, TAC (evaluator only)", fontsize=10)
     figure.supylabel(name, fontsize=10)
@@ -244,21 +240,19 @@ def before_after(table: pd.DataFrame, title: str, hue: str = "model", panel: str
     Where `panel` names a column, each of its values gets panels of its own, ACC above ASR.
     """
     parts = dict(list(table.groupby(panel, sort=False))) if panel else {"": table}
-    shape, wide = ((2, len(parts)), 2.2 + 2.1 * len(parts)) if panel else ((1, 2), 10)
-    figure, axes = plt.subplots(*shape, figsize=(wide, 5.2 if panel else 3.6), sharey="row" if panel else "none")
+    shape, size = ((2, len(parts)), (2.2 + 2.1 * len(parts), 5.2)) if panel else ((1, 2), (10, 3.6))
+    figure, axes = plt.subplots(*shape, figsize=size, sharey="row" if panel else "none")
     dodge = 0.15 if len(set(table[hue])) > 1 else False  # seaborn 0.13 divides by zero for one
     look = {"errorbar": ("pi", 100), "dodge": dodge, "markersize": 4, "lw": 1.5, "capsize": 0.08}
     limits = {"acc": (table.acc.min() - 4, min(table.acc.max() + 2, 101)), "asr": (-3, 103)}
     labels = {"acc": "clean accuracy (%)", "asr": "attack success rate (%)"}
-    for number, (name, part) in enumerate(parts.items()):
-        for row, column in enumerate(labels):
-            axis = axes[row, number] if panel else axes[row]
-            sns.pointplot(part, x="stage", y=column, hue=hue, ax=axis, **look)
-            axis.set(xlabel="", ylabel=labels[column] if number == 0 else "", ylim=limits[column])
-            axis.get_legend().remove()
+    for pair, (name, part) in zip(axes.reshape(2, -1).T, parts.items(), strict=True):
+        for axis, (column, label) in zip(pair, labels.items(), strict=True):
+            sns.pointplot(part, x="stage", y=column, hue=hue, ax=axis, legend=axis is figure.axes[-1], **look)
+            axis.set(xlabel="", ylabel=label, ylim=limits[column], title=name if column == "acc" else "")
             if panel:
-                axis.set_title(name if row == 0 else "", fontsize=10)
-                axis.tick_params(axis="x", labelrotation=30, labelbottom=row == 1)
+                axis.tick_params(axis="x", labelrotation=30)
+                axis.label_outer()
     figure.axes[-1].legend(frameon=False, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
@@ -293,11 +287,7 @@ def heat(
 
 
 def lines_by_layer(
-    lines: Mapping[str, Mapping[str, float]],
-    label: str,
-    title: str,
-    colors: Sequence[str] = (GREEN, PURPLE, BROWN, PINK),
-    legend: str = "",
+    lines: Mapping[str, Mapping[str, float]], label: str, title: str, colors: Sequence[str] = LINES, legend: str = ""
 ) -> Figure:
     """One line over the layers for each name; `label` says what is measured, a share or correlation up to 1."""
     figure, axis = plt.subplots(figsize=(8.5, 3.8))

@@ -49,7 +49,7 @@ EXAMPLES: dict[str, list[Callable[[], Figure]]] = {
         lambda: plots.trigger_magnified(IMAGES.floats()[0], IMAGES.floats()[0], "Nothing changes", gain=3),
     ],
     "score_against_tac": [
-        lambda: plots.score_against_tac(SCORES, TAC, list(SCORES), "score", "A finding", MASK),
+        lambda: plots.score_against_tac(SCORES, TAC, list(SCORES), "score", "A finding", columns=2),
         lambda: plots.score_against_tac(SCORES, TAC, ["conv1"], "score", "A finding"),
     ],
     "agreement_by_layer": [lambda: plots.agreement_by_layer({"sigma": TABLE, "all four": TABLE}, "A finding")],
