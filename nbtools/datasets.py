@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +12,7 @@ import numpy as np
 import torch
 
 from nbtools import shapes
-from nbtools.cache import cached
+from nbtools.cache import cached, source_hash
 from nbtools.images import Images
 from nbtools.shapes import CLASSES, make_shapes
 
@@ -76,7 +74,8 @@ def load_shapes(
     """
     if min(train, reserved, test) < 1:
         raise ValueError(f"each part needs at least one image, got train={train}, reserved={reserved}, test={test}")
-    count, version = train + reserved + test, _shapes_version()
+    # What was made, or trained, by other code is not found again.
+    count, version = train + reserved + test, source_hash(shapes.__file__)[:12]
 
     def build(_work: Path | None = None) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         images, labels = make_shapes(count, seed)
@@ -87,12 +86,6 @@ def load_shapes(
     everything = Images(made["images"], made["labels"], CLASSES)
     parts = torch.arange(len(everything)).split([train, reserved, test])
     return Splits("shapes", *(everything.subset(part) for part in parts), version=version)
-
-
-@functools.cache
-def _shapes_version() -> str:
-    """A hash of the source that makes the images: what was made, or trained, by other code is not found again."""
-    return hashlib.sha256(Path(shapes.__file__).read_bytes()).hexdigest()[:12]
 
 
 def cifar10_places(data: Path | None = None) -> list[Path]:

@@ -38,12 +38,15 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         known = PROFILES if name == "profile" else TRIGGERS if name.endswith("attack") else None
         if known is not None and value not in known and not (name == "profile" and value == ""):
             raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
-        values = value if isinstance(value, list) else [value]
-        if name in LIMITS and not (values and all(LIMITS[name][0](v) for v in values)):
+        if name in LIMITS and not (value != [] and all(LIMITS[name][0](v) for v in _each(value))):
             raise ValueError(f"{name}={value!r} is out of range: {LIMITS[name][1]}")
     profile = PROFILES[parameters.get("profile") or default_profile()]
     for name, classes in (("samples_per_class", CLASSES), ("n_total", 1)):
         value = parameters.get(name, 0)
-        if max(value if isinstance(value, list) else [value]) > profile.reserved // classes:
+        if max(_each(value)) > profile.reserved // classes:
             most = f"the defender of profile {profile.name} draws from {profile.reserved:,} images of {CLASSES} classes"
             raise ValueError(f"{name}={value!r} is out of range: at most {profile.reserved // classes}, since {most}")
+
+
+def _each(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -63,7 +63,7 @@ class Trained:
         return self._measured(self.glance)
 
     def _measured(self, evaluate: Evaluator) -> Evaluation:
-        files = (f"{name}.py" for name in ("evaluation", "images", "models", "triggers"))
+        files = (f"{name}.py" for name in ("evaluation", "images", "models", "training", "triggers"))
         config = {
             "weights": _fingerprint(*self.model.state_dict().values()),
             "test": _fingerprint(evaluate.test.images, evaluate.test.labels),
