@@ -1,14 +1,13 @@
-"""The models that a series will ask for, trained on an idle core from the start, while its notebooks run."""
+"""The models that a series will ask for, trained side by side before its first notebook and while the next ones run."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import io
 import os
-import subprocess
-import sys
-import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from nbtools.settings import default_device, get_profile
@@ -16,9 +15,12 @@ from nbtools.settings import default_device, get_profile
 Order = dict[str, Any]
 """Profile, width, epochs and seed of a run; attack ("none": clean), poison rate and target of a model."""
 
+MOST_LANES = 4
+"""However many cores there are: each lane holds a model, its data and a kernel in memory."""
+
 
 def orders(notebooks: Iterable[Mapping[str, Any]], profile: str) -> list[Order]:
-    """What the notebooks will ask for, in the order of need, without the model that the first one trains itself.
+    """What the notebooks will ask for, in the order of need.
 
     Args:
         notebooks: the parameters of each. Where one names an attack (a parameter "attack", "hard_attack", ...), it asks
@@ -35,43 +37,30 @@ def orders(notebooks: Iterable[Mapping[str, Any]], profile: str) -> list[Order]:
             order = run | {"attack": attack} | (poisoned if attack != "none" else {})
             if order not in asked:
                 asked.append(order)
-    return asked[1:]
+    return asked
 
 
-@contextmanager
-def training_ahead(asked: list[Order]) -> Iterator[None]:
-    """While the context lasts, another process trains these models, one after the other; who needs one waits for it.
+def lanes(profile: str) -> int:
+    """How many models or notebooks of a profile this machine takes at a time.
 
-    Does nothing on a GPU, and where a training uses more than half of the cores. What had been trained when the context
-    ends, however it ends, is kept.
+    One on a GPU, and where the profile leaves the number of threads to torch, which takes every core.
     """
-    threads = max((get_profile(order["profile"]).threads or sys.maxsize for order in asked), default=sys.maxsize)
-    if default_device().type != "cpu" or (os.cpu_count() or 1) < 2 * threads:
-        yield
-        return
-    command = [sys.executable, "-m", "nbtools.ahead", json.dumps(asked)]
-    silent = subprocess.DEVNULL  # an order that can't be met is refused where its notebook asks again
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=silent, stderr=silent) as process:
-        try:
-            yield
-        finally:
-            process.kill()
+    threads = get_profile(profile).threads
+    if default_device().type != "cpu" or not threads:
+        return 1
+    return max(1, min(MOST_LANES, (os.cpu_count() or 1) // threads))
 
 
-def _end_with_parent() -> None:
-    """Leave when the pipe from the process that asked is closed, however that process ended."""
-    sys.stdin.read()
-    os._exit(1)
-
-
-if __name__ == "__main__":
+def train(asked: list[Order]) -> Iterator[tuple[str, float]]:
+    """Train these models one after the other; yield name and seconds of each that was not in the cache already."""
     from nbtools import experiments
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    for order in json.loads(sys.argv[1]):
-        attack, poison_rate, target = (order.pop(name, None) for name in ("attack", "poison_rate", "target"))
-        run = experiments.start(quiet=True, **order)
-        if attack == "none":
-            run.clean_model()
-        else:
-            run.model(attack, poison_rate, target)
+    for order in asked:
+        rest = dict(order)
+        attack, poison_rate, target = (rest.pop(name, None) for name in ("attack", "poison_rate", "target"))
+        began, started = datetime.now(UTC).replace(microsecond=0), time.monotonic()
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = experiments.start(quiet=True, **rest)
+            model = run.clean_model() if attack == "none" else run.model(attack, poison_rate, target)
+        if datetime.fromisoformat(model.card["created"]) >= began:
+            yield model.name, time.monotonic() - started

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 import nbtools
 from nbtools import datasets
 from nbtools.cache import cached, source_hash
-from nbtools.defences import Defence
+from nbtools.defences import Defence, Repair
 from nbtools.evaluation import der
 from nbtools.images import Images, draw_clean
 from nbtools.poisoning import Poisoned, poison
@@ -45,6 +45,7 @@ class Run:
     architecture: str
     seed: int
     data: Path | None = None
+    _last: dict[str, Repair] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def poisoned(self, attack: str, poison_rate: float, target: int = 0, **options: float | int | str) -> Poisoned:
         """The attacker's training set."""
@@ -113,7 +114,7 @@ class Run:
         }
 
         def build(_work: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-            repair = defence(trained.model, self.draw(samples_per_class, n_total, draw))
+            repair = self.repair(trained, defence, samples_per_class, n_total, draw)
             tuned = next((int(row["step"]) for row in repair.history if row.get("chosen")), 0)
             after = evaluate(repair.model)
             alone = evaluate(pruned_copy(trained.model, repair.mask)) if tuned else after
@@ -122,6 +123,19 @@ class Run:
             return {}, {"row": {**row, "der": der(before, after), "seconds": repair.seconds}}
 
         return {**asked, **cached("rows", {**asked, **shaped}, build).card["row"]}
+
+    def repair(
+        self, trained: Trained, defence: Defence, samples_per_class: int = 10, n_total: int = 0, draw: int = 0
+    ) -> Repair:
+        """What this defence makes of this model with this draw of clean images; see `defend`.
+
+        The last one is remembered, model and all, so that a row about it costs its evaluation alone: look, don't touch.
+        """
+        asked = repr((trained.card["key"], defence, samples_per_class, n_total, draw))
+        if asked not in self._last:
+            self._last.clear()
+            self._last[asked] = defence(trained.model, self.draw(samples_per_class, n_total, draw))
+        return self._last[asked]
 
     def draw(self, samples_per_class: int = 10, n_total: int = 0, draw: int = 0) -> Images:
         """The defender's clean images; see `nbtools.images.draw_clean`."""

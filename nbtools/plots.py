@@ -176,7 +176,7 @@ def agreement_by_layer(tables: Mapping[str, Mapping[str, Mapping[str, float]]], 
     for axis, label in zip(axes, ("rank correlation with TAC", "share of TAC's top ten"), strict=True):
         axis.set_ylabel(label)
         axis.tick_params(axis="x", labelrotation=90, labelsize=8)
-    axes[1].legend(frameon=False, fontsize=8)
+    figure.legend(*axes[1].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside right center")
     figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return figure
 

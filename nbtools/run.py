@@ -2,16 +2,16 @@
 
 import json
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from nbtools import arguments, notebooks
-from nbtools.ahead import orders, training_ahead
-from nbtools.execute import NotebookFailed, run_one
+from nbtools.ahead import lanes, orders, train
+from nbtools.execute import run_one
+from nbtools.lanes import Job, Lanes, Message
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,20 @@ def new_folder(profile: str, root: Path) -> Path:
 def known_seconds(source: Path, profile: str) -> float | None:
     """Return the seconds that a notebook took when it last ran in this profile, by its stamps; None when unknown."""
     committed = notebooks.committed_path(source)
-    earlier = (committed.parent.parent / "runs" / profile).glob(f"*/{source.stem}.ipynb")  # folders are named by time
-    for path in [*sorted(earlier, reverse=True), committed]:
-        try:
-            facts = json.loads(path.read_text(encoding="utf-8"))["metadata"]["nbtools"]
-            if facts["profile"] == profile:
-                return float(facts["seconds"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
+    folders = (committed.parent.parent / "runs" / profile).glob("*/")  # named by time
+    for path in [*(folder / committed.name for folder in sorted(folders, reverse=True)), committed]:
+        facts = _stamp(path)
+        if facts.get("profile") == profile:
+            return facts["seconds"]
     return None
+
+
+def _stamp(notebook: Path) -> dict[str, Any]:
+    """Return the stamp of an executed notebook, empty where there is none."""
+    try:
+        return dict(json.loads(notebook.read_text(encoding="utf-8"))["metadata"]["nbtools"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def duration(seconds: float) -> str:
@@ -101,12 +106,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def time_left(waiting: Sequence[float | None], spent: Sequence[float]) -> str:
+def time_left(waiting: Sequence[float | None], spent: Sequence[float], lanes: int = 1) -> str:
     """Return how long the waiting notebooks will take: their known seconds, the mean of `spent` for the others."""
     if not waiting:
         return ""
     mean = sum(spent) / len(spent)
-    return f"about {duration(sum(mean if seconds is None else seconds for seconds in waiting))} left"
+    return f"about {duration(sum(mean if seconds is None else seconds for seconds in waiting) / lanes)} left"
 
 
 def run_series(
@@ -117,33 +122,88 @@ def run_series(
     keep_going: bool = False,
     say: Callable[[str], None] = print,
 ) -> Outcome:
-    """Run a plan's notebooks in order, one line each when it ends.
+    """Run a plan's notebooks, begun in order, one line each when it ends; as many at a time as the machine has lanes.
 
-    Stops at the first failure unless `keep_going`; an interrupt (Ctrl-C) ends the run. What had been finished stays.
+    Where there are several lanes, the models that the notebooks will ask for are trained on them first; once all are
+    there, the longest notebook begins first, so that none runs alone at the end. After the first failure nothing new
+    begins unless `keep_going`; an interrupt (Ctrl-C) ends the run. What had been finished stays.
     say: takes one line. Returns what became of every notebook.
     """
     outcome, spent = Outcome(), []
-    expected = [known_seconds(source, plan.profile) for source in plan.sources]
-    width = max(len(source.stem) for source in plan.sources)
-    with training_ahead(orders(plan.merged.values(), plan.profile)):
-        for number, source in enumerate(plan.sources, start=1):
-            started = time.monotonic()
-            result = "ok"
-            if sys.stdout.isatty():  # gone when the notebook's line is printed
-                print(f"{source.stem} ...", end="\r", flush=True)
-            try:
-                run_one(source, plan.profile, plan.values[source.stem], plan.merged[source.stem], out, write)
-                outcome.done.append(source.stem)
-            except NotebookFailed as error:
-                outcome.failed[source.stem] = str(error)
-                result = f"failed {error}"
-            except KeyboardInterrupt:
-                outcome.interrupted = True
-                result = "interrupted"
-            spent.append(time.monotonic() - started)
-            stopping = outcome.interrupted or (outcome.failed and not keep_going)
-            left = "" if stopping else time_left(expected[number:], spent)
-            say(f"{source.stem:<{width}}  {duration(spent[-1]):>12}  {result:<12}  {left}".rstrip())
-            if stopping:
-                break
+    many = lanes(plan.profile)
+    expected = {source.stem: known_seconds(source, plan.profile) for source in plan.sources}
+    stamps = {source.stem: _stamp(notebooks.committed_path(source)) for source in plan.sources}
+    lengths = {stem: seconds or stamps[stem].get("seconds", 0.0) for stem, seconds in expected.items()}
+    width = max(len(stem) for stem in expected)
+
+    def line(name: str, seconds: float, result: str, left: str = "") -> None:
+        """Print what ended, over the names of what runs."""
+        clear = "\r\x1b[2K" if sys.stdout.isatty() else ""
+        say(f"{clear}{name:<{width}}  {duration(seconds):>12}  {result:<12}  {left}".rstrip())
+
+    def ended(message: Message) -> None:
+        """Note and print how a notebook ended, or which model is ready."""
+        name, seconds, result = message.job.name, message.seconds, "ok"
+        if name not in expected:
+            if message.kind == "part":
+                line(message.text, seconds, "trained")
+            return  # an order that can't be met is refused where its notebook asks again
+        spent.append(seconds)
+        left = [expected[job.name] for job in (*active.running, *waiting) if job.name in expected]
+        match message.kind:
+            case "failed":
+                outcome.failed[name] = message.text
+                result = f"failed {message.text}"
+            case "interrupted":
+                outcome.interrupted, result = True, "interrupted"
+            case _:
+                outcome.done.append(name)
+        stopping = outcome.interrupted or (outcome.failed and not keep_going)
+        if stopping:
+            waiting.clear()
+        line(name, seconds, result, "" if stopping else time_left(left, spent, min(many, len(left))))
+
+    waiting = _jobs(plan, out, write, many)
+    with Lanes(many) as active:
+        try:
+            while any(job.name in expected for job in (*active.running, *waiting)):
+                while waiting and active.free:
+                    active.start(waiting.pop(_next(waiting, active.running, lengths) if many > 1 else 0))
+                if sys.stdout.isatty():
+                    print(f"\r\x1b[2K{', '.join(job.name for job in active.running)} ...", end="", flush=True)
+                for message in active.messages():
+                    ended(message)
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+            for message in active.interrupt():
+                ended(message)
     return outcome
+
+
+def _next(waiting: Sequence[Job], running: Sequence[Job], lengths: Mapping[str, float]) -> int:
+    """Return the place of the job that begins next: the first, or the longest notebook once no model is in training.
+
+    lengths: of the notebooks, in seconds, of whatever profile: only their order counts.
+    """
+    if any(job.name not in lengths for job in (*waiting, *running)):
+        return 0
+    return max(range(len(waiting)), key=lambda place: lengths[waiting[place].name])
+
+
+def _jobs(plan: Plan, out: Path, write: bool, many: int) -> list[Job]:
+    """Return what is to be done, in order: trainings where there are lanes for them, then notebooks.
+
+    A notebook that runs alone does not wait for trainings: its own model it trains itself.
+    """
+    notebooks = [
+        Job(
+            source.stem,
+            run_one,
+            (source, plan.profile, plan.values[source.stem], plan.merged[source.stem], out, write),
+        )
+        for source in plan.sources
+    ]
+    asked = orders(plan.merged.values(), plan.profile)
+    groups = [asked[1:]] if len(notebooks) == 1 else [asked[lane::many] for lane in range(many)]
+    trainings = [Job(f"models {number}", train, (group,)) for number, group in enumerate(groups) if group]
+    return [*trainings, *notebooks] if many > 1 else notebooks

@@ -150,6 +150,21 @@ def test_a_defence_is_measured_once(run: Run, trained: Trained, monkeypatch: pyt
         run.defend(trained, defence, samples_per_class=2, draw=1)
 
 
+def test_a_repair_and_its_row_call_the_defence_once(
+    run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defence = Suspiciousness(mu=0.5, fine_tune=None)
+    repair = run.repair(trained, defence, n_total=7)
+    mine = defence(trained.model, run.draw(n_total=7))
+    assert all(torch.equal(repair.mask.pruned[name], pruned) for name, pruned in mine.mask.pruned.items())
+    monkeypatch.setattr(Suspiciousness, "__call__", refuse)
+    row = run.defend(trained, defence, n_total=7)
+    assert row["pruned"] == repair.mask.count and row["acc_after"] == trained.evaluate(repair.model).acc
+    for other in (replace(run, seed=5), run):
+        with pytest.raises(Stop):
+            other.repair(trained, defence, n_total=7 if other is not run else 8)
+
+
 def test_what_shapes_a_row_is_in_its_key(run: Run, trained: Trained) -> None:
     defence = Suspiciousness(fine_tune=None)
     clean = replace(trained, card={**trained.card, "key": "another"})

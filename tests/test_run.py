@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 
 from nbtools import arguments, notebooks, stamp
 from nbtools.__main__ import main
-from nbtools.run import duration, known_seconds, new_folder, time_left
+from nbtools.lanes import Job
+from nbtools.run import _next, duration, known_seconds, new_folder, time_left
 
 FIRST = """# %% [markdown]
 # # 00 · First
@@ -74,6 +75,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (sources / "helper.py").write_text("raise SystemExit")
     monkeypatch.setenv("NBTOOLS_NOTEBOOKS", str(sources))
     return tmp_path
+
+
+@pytest.fixture
+def one_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One notebook at a time, however many cores there are."""
+    monkeypatch.setattr("nbtools.run.lanes", lambda _profile: 1)
 
 
 def run(*words: str) -> Result:
@@ -173,7 +180,7 @@ def test_values_become_the_type_of_the_default(text: str, default: object, value
     assert type(converted) is type(value)
 
 
-def test_a_good_run(project: Path) -> None:
+def test_a_good_run(project: Path, one_lane: None) -> None:
     result = run("-p", "mu", "2", "-p", "seed", "5", "--write")
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
@@ -221,7 +228,7 @@ def test_a_good_run(project: Path) -> None:
     assert [cell.id for cell in again.cells] == [i for i in ids if "injected" not in i]
 
 
-def test_a_failing_notebook(project: Path) -> None:
+def test_a_failing_notebook(project: Path, one_lane: None) -> None:
     out = project / "out"
     result = run("1", "0", "-p", "fail", "True", "--write", "--out", str(out))
     assert result.exit_code == 1
@@ -237,6 +244,17 @@ def test_a_failing_notebook(project: Path) -> None:
 
     assert run("1", "--out", str(out)).exit_code == 0
     assert {path.name for path in out.glob("01*.ipynb")} == {"01_second.ipynb"}
+
+
+def test_a_failure_lets_what_runs_beside_it_end(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbtools.run.lanes", lambda _profile: 2)
+    slow = "# %%\nimport time\ntime.sleep(10)\n"
+    (project / "notebooks" / "src" / "02_third.py").write_text(slow)
+    out = project / "out"
+    result = run("1", "2", "0", "-p", "fail", "True", "--out", str(out))
+    assert result.exit_code == 1
+    assert "Finished: 02_third (1 of 3)." in result.output
+    assert {path.name for path in out.glob("*.ipynb")} == {"01_second.failed.ipynb", "02_third.ipynb"}
 
 
 def test_a_kernel_that_dies(project: Path) -> None:
@@ -270,7 +288,7 @@ def test_an_interrupt_leaves_finished_work(project: Path) -> None:
     deadline = time.monotonic() + 120
     try:
         # The third cell waits; the second has warned, and the notebook is saved when the third begins.
-        while not (partial.exists() and "UserWarning" in partial.read_text()):
+        while not ((out / "00_first.ipynb").exists() and partial.exists() and "UserWarning" in partial.read_text()):
             assert child.poll() is None, child.communicate()[0]
             assert time.monotonic() < deadline
             time.sleep(0.1)
@@ -327,6 +345,16 @@ def test_times() -> None:
     ]
     assert time_left([], [3.0]) == ""
     assert time_left([10.0, None], [2.0, 4.0]) == "about 13.0 s left"
+
+
+def test_the_longest_notebook_begins_first_once_the_models_are_there() -> None:
+    model, short, long, last = (Job(name, print) for name in ("models 0", "00_short", "01_long", "02_last"))
+    lengths = {"00_short": 1.0, "01_long": 5.0, "02_last": 0.0}
+    assert _next([model, short, long], [], lengths) == 0
+    assert _next([short, long, last], [model], lengths) == 0
+    assert _next([short, long, last], [], lengths) == 1
+    assert _next([short, last], [long], lengths) == 0
+    assert _next([short, long], [], dict.fromkeys(lengths, 0.0)) == 0, "in order where nothing is known"
 
 
 def test_two_runs_of_one_second_have_two_folders(tmp_path: Path) -> None:
