@@ -52,6 +52,7 @@ class Lanes:
         if "forkserver" in methods:
             self._context.set_forkserver_preload(PRELOADED)
         self._number = number
+        self._stopping, self._ended = False, []
         self._running: dict[Any, tuple[Job, Any, float]] = {}  # pipe from a job: the job, its process, when it began
 
     def __enter__(self) -> Lanes:
@@ -60,6 +61,8 @@ class Lanes:
     def __exit__(self, *_: object) -> None:
         for _message in self.interrupt():
             pass
+        for process in self._ended:
+            process.join()
 
     @property
     def running(self) -> list[Job]:
@@ -86,23 +89,25 @@ class Lanes:
             job, process, started = self._running[here]
             try:
                 kind, text, seconds = here.recv()
-            except EOFError:  # killed, or out of memory
+            except EOFError:  # killed, out of memory, or interrupted before it had begun
                 process.join()
-                kind, text, seconds = "failed", f"its process ended with code {process.exitcode}", 0.0
+                kind = "interrupted" if self._stopping else "failed"
+                text, seconds = f"its process ended with code {process.exitcode}", 0.0
             if kind != "part":
-                process.join()
-                here.close()
                 del self._running[here]
+                self._ended.append(process)  # it may take a moment to leave; an interrupt now must not cost its message
                 seconds = time.monotonic() - started
             yield Message(job, kind, text, seconds)
 
     def interrupt(self) -> Iterator[Message]:
         """Interrupt what runs and wait for it: how each job ended."""
+        self._stopping = True
         for _, process, _ in self._running.values():
             if process.is_alive():
                 os.kill(process.pid, signal.SIGINT)
         while self._running:
             yield from (message for message in self.messages() if message.kind != "part")
+        self._stopping = False
 
 
 def _work(report: Connection, environment: Mapping[str, str], job: Job) -> None:

@@ -36,7 +36,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
     """
     for name, value in parameters.items():
         known = PROFILES if name == "profile" else TRIGGERS if name.endswith("attack") else None
-        if known is not None and value not in known and not (name == "profile" and value == ""):
+        if known is not None and value not in known and not (name in ("profile", "hard_attack") and value == ""):
             raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
         if name in LIMITS and not (value != [] and all(LIMITS[name][0](v) for v in _each(value))):
             raise ValueError(f"{name}={value!r} is out of range: {LIMITS[name][1]}")

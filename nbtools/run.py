@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,20 +82,15 @@ def new_folder(profile: str, root: Path) -> Path:
 def known_seconds(source: Path, profile: str) -> float | None:
     """Return the seconds that a notebook took when it last ran in this profile, by its stamps; None when unknown."""
     committed = notebooks.committed_path(source)
-    folders = (committed.parent.parent / "runs" / profile).glob("*/")  # named by time
-    for path in [*(folder / committed.name for folder in sorted(folders, reverse=True)), committed]:
-        facts = _stamp(path)
-        if facts.get("profile") == profile:
-            return facts["seconds"]
+    earlier = (committed.parent.parent / "runs" / profile).glob(f"*/{source.stem}.ipynb")  # folders are named by time
+    for path in [*sorted(earlier, reverse=True), committed]:
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))["metadata"]["nbtools"]
+            if facts["profile"] == profile:
+                return float(facts["seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
     return None
-
-
-def _stamp(notebook: Path) -> dict[str, Any]:
-    """Return the stamp of an executed notebook, empty where there is none."""
-    try:
-        return dict(json.loads(notebook.read_text(encoding="utf-8"))["metadata"]["nbtools"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def duration(seconds: float) -> str:
@@ -124,16 +119,13 @@ def run_series(
 ) -> Outcome:
     """Run a plan's notebooks, begun in order, one line each when it ends; as many at a time as the machine has lanes.
 
-    Where there are several lanes, the models that the notebooks will ask for are trained on them first; once all are
-    there, the longest notebook begins first, so that none runs alone at the end. After the first failure nothing new
-    begins unless `keep_going`; an interrupt (Ctrl-C) ends the run. What had been finished stays.
+    Where there are several lanes, the models that the notebooks will ask for are trained on them first. After the first
+    failure nothing new begins unless `keep_going`; an interrupt (Ctrl-C) ends the run. What had been finished stays.
     say: takes one line. Returns what became of every notebook.
     """
     outcome, spent = Outcome(), []
     many = lanes(plan.profile)
     expected = {source.stem: known_seconds(source, plan.profile) for source in plan.sources}
-    stamps = {source.stem: _stamp(notebooks.committed_path(source)) for source in plan.sources}
-    lengths = {stem: seconds or stamps[stem].get("seconds", 0.0) for stem, seconds in expected.items()}
     width = max(len(stem) for stem in expected)
 
     def line(name: str, seconds: float, result: str, left: str = "") -> None:
@@ -168,7 +160,7 @@ def run_series(
         try:
             while any(job.name in expected for job in (*active.running, *waiting)):
                 while waiting and active.free:
-                    active.start(waiting.pop(_next(waiting, active.running, lengths) if many > 1 else 0))
+                    active.start(waiting.pop(0))
                 if sys.stdout.isatty():
                     print(f"\r\x1b[2K{', '.join(job.name for job in active.running)} ...", end="", flush=True)
                 for message in active.messages():
@@ -178,16 +170,6 @@ def run_series(
             for message in active.interrupt():
                 ended(message)
     return outcome
-
-
-def _next(waiting: Sequence[Job], running: Sequence[Job], lengths: Mapping[str, float]) -> int:
-    """Return the place of the job that begins next: the first, or the longest notebook once no model is in training.
-
-    lengths: of the notebooks, in seconds, of whatever profile: only their order counts.
-    """
-    if any(job.name not in lengths for job in (*waiting, *running)):
-        return 0
-    return max(range(len(waiting)), key=lambda place: lengths[waiting[place].name])
 
 
 def _jobs(plan: Plan, out: Path, write: bool, many: int) -> list[Job]:

@@ -14,8 +14,7 @@ from click.testing import CliRunner, Result
 
 from nbtools import arguments, notebooks, stamp
 from nbtools.__main__ import main
-from nbtools.lanes import Job
-from nbtools.run import _next, duration, known_seconds, new_folder, time_left
+from nbtools.run import duration, known_seconds, new_folder, time_left
 
 FIRST = """# %% [markdown]
 # # 00 · First
@@ -345,16 +344,6 @@ def test_times() -> None:
     ]
     assert time_left([], [3.0]) == ""
     assert time_left([10.0, None], [2.0, 4.0]) == "about 13.0 s left"
-
-
-def test_the_longest_notebook_begins_first_once_the_models_are_there() -> None:
-    model, short, long, last = (Job(name, print) for name in ("models 0", "00_short", "01_long", "02_last"))
-    lengths = {"00_short": 1.0, "01_long": 5.0, "02_last": 0.0}
-    assert _next([model, short, long], [], lengths) == 0
-    assert _next([short, long, last], [model], lengths) == 0
-    assert _next([short, long, last], [], lengths) == 1
-    assert _next([short, last], [long], lengths) == 0
-    assert _next([short, long], [], dict.fromkeys(lengths, 0.0)) == 0, "in order where nothing is known"
 
 
 def test_two_runs_of_one_second_have_two_folders(tmp_path: Path) -> None:

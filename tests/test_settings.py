@@ -168,3 +168,10 @@ def test_every_data_set_has_as_many_classes_as_the_limits_say(profile: str) -> N
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str, known: Mapping[str, object], value: str) -> None:
     with pytest.raises(ValueError, match=f"unknown {name} '{value}'; known: {', '.join(known)}"):
         check_parameters({name: value})
+
+
+def test_a_second_attack_may_be_left_to_the_profile() -> None:
+    check_parameters({"hard_attack": "", "profile": "quick"})
+    assert PROFILES["quick"].hard_attack == "" and PROFILES["laptop"].hard_attack in TRIGGERS
+    with pytest.raises(ValueError, match="unknown attack ''"):
+        check_parameters({"attack": ""})
