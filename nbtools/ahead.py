@@ -23,12 +23,14 @@ def orders(notebooks: Iterable[Mapping[str, Any]], profile: str) -> list[Order]:
     """What the notebooks will ask for, in the order of need.
 
     Args:
-        notebooks: the parameters of each. Where one names an attack (a parameter "attack", "hard_attack", ...), it asks
-            for that model and for a clean one.
+        notebooks: the parameters of each. Where one has a `poison_rate`, it asks for a model of each attack that it
+            names (a parameter "attack", "hard_attack", ...) and for a clean one.
         profile: the profile of those that name none.
     """
     asked: list[Order] = []
     for given in notebooks:
+        if "poison_rate" not in given:
+            continue
         run = {"profile": given.get("profile") or profile}
         run |= {name: given[name] for name in ("width", "epochs", "seed") if name in given}
         second = get_profile(run["profile"]).hard_attack

@@ -248,11 +248,12 @@ def test_a_failing_notebook(project: Path, one_lane: None) -> None:
 def test_a_failure_lets_what_runs_beside_it_end(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nbtools.run.lanes", lambda _profile: 2)
     slow = "# %%\nimport time\ntime.sleep(10)\n"
-    (project / "notebooks" / "src" / "02_third.py").write_text(slow)
+    for stem in ("02_third", "03_fourth"):
+        (project / "notebooks" / "src" / f"{stem}.py").write_text(slow)
     out = project / "out"
-    result = run("1", "2", "0", "-p", "fail", "True", "--out", str(out))
+    result = run("1", "2", "3", "-p", "fail", "True", "--out", str(out))
     assert result.exit_code == 1
-    assert "Finished: 02_third (1 of 3)." in result.output
+    assert "Finished: 02_third (1 of 3)." in result.output, result.output
     assert {path.name for path in out.glob("*.ipynb")} == {"01_second.failed.ipynb", "02_third.ipynb"}
 
 
