@@ -34,9 +34,9 @@ def orders(notebooks: Iterable[Mapping[str, Any]], profile: str) -> list[Order]:
         run = {"profile": given.get("profile") or profile}
         run |= {name: given[name] for name in ("width", "epochs", "seed") if name in given}
         second = get_profile(run["profile"]).hard_attack
+        poisoned = {name: given[name] for name in ("poison_rate", "target") if name in given}
         attacks = [attack for name, value in given.items() if name.endswith("attack") and (attack := value or second)]
         for attack in [*attacks[:1], *(["none"] if attacks else []), *attacks[1:]]:
-            poisoned = {name: given[name] for name in ("poison_rate", "target") if name in given}
             order = run | {"attack": attack} | (poisoned if attack != "none" else {})
             if order not in asked:
                 asked.append(order)

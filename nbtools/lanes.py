@@ -95,6 +95,7 @@ class Lanes:
                 text, seconds = f"its process ended with code {process.exitcode}", 0.0
             if kind != "part":
                 del self._running[here]
+                here.close()
                 self._ended.append(process)  # it may take a moment to leave; an interrupt now must not cost its message
                 seconds = time.monotonic() - started
             yield Message(job, kind, text, seconds)
