@@ -21,7 +21,6 @@ from nbtools.defences import Defence, Repair
 from nbtools.evaluation import der
 from nbtools.images import Images, draw_clean
 from nbtools.poisoning import Poisoned, poison
-from nbtools.pruning import pruned_copy
 from nbtools.settings import (
     Profile,
     default_device,
@@ -89,7 +88,8 @@ class Run:
 
         Returns:
             What was asked; `pruned` filters; ACC, ASR and RA before, after pruning alone (`_pruned`) and after the
-            whole defence (`_after`), in percent; `der`; the fine-tuning's `tuned_steps`; `seconds`.
+            whole defence (`_after`), in percent; `der`; the `tuned_steps` of its weights; `seconds`; `peak_mb`, see
+            `nbtools.memory.peak`.
         """
         asked = {
             "model": trained.name,
@@ -115,12 +115,13 @@ class Run:
 
         def build(_work: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             repair = self.repair(trained, defence, samples_per_class, n_total, draw)
-            tuned = next((int(row["step"]) for row in repair.history if row.get("chosen")), 0)
             after = evaluate(repair.model)
-            alone = evaluate(pruned_copy(trained.model, repair.mask)) if tuned else after
-            row = {"pruned": repair.mask.count, "filters": repair.mask.filters, "tuned_steps": tuned}
+            alone = evaluate(repair.untuned) if repair.untuned is not None else after
+            row = {"pruned": repair.mask.count, "filters": repair.mask.filters, "tuned_steps": repair.tuned_steps}
             row |= before.row("_before") | alone.row("_pruned") | after.row("_after")
-            return {}, {"row": {**row, "der": der(before, after), "seconds": repair.seconds}}
+            return {}, {
+                "row": {**row, "der": der(before, after), "seconds": repair.seconds, "peak_mb": repair.peak_bytes / 1e6}
+            }
 
         return {**asked, **cached("rows", {**asked, **shaped}, build).card["row"]}
 
@@ -177,7 +178,8 @@ def _defence_code(defence: Defence) -> str:
     """A hash of the source that decides a defence's result: a row measured by other code is not found again."""
     here = Path(__file__).parent
     names = ("activations", "saliency", "scores", "pruning", "models", "evaluation", "training", "images", "triggers")
-    shared = [here / f"{name}.py" for name in names] + [here / "defences" / "repair.py"]
+    shared = [here / f"{name}.py" for name in names]
+    shared += [here / "defences" / f"{name}.py" for name in ("repair", "learning", "soft_masks")]
     own = {inspect.getfile(type(part)) for part in (defence, *vars(defence).values()) if is_dataclass(part)}
     return source_hash(*map(str, shared), *sorted(own))
 

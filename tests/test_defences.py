@@ -146,4 +146,5 @@ def test_settings_are_checked_before_any_work(make: Callable[[], object], messag
 
 
 def test_the_fields_of_a_repair_are_these() -> None:
-    assert [f.name for f in fields(Repair)] == ["model", "mask", "scores", "history", "seconds", "defence"]
+    first = ["model", "mask", "scores", "history", "seconds", "defence"]
+    assert [f.name for f in fields(Repair)] == [*first, "untuned", "tuned_steps", "peak_bytes"]

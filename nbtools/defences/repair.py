@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbtools.images import Images, to_floats
+from nbtools.memory import peak
 from nbtools.models import check_finite
 from nbtools.pruning import Mask, hold
 from nbtools.training import augment
@@ -28,6 +31,10 @@ class Repair:
         history: what happened on the way, one row a step.
         seconds: the defence's own time.
         defence: the defence's `repr`, a complete record of its settings.
+        untuned: the copy as it was pruned, before its weights were tuned; None where nothing was tuned.
+        tuned_steps: optimiser steps that the weights of the repaired model took.
+        peak_bytes: memory that the defence took at its highest, above what was taken before; see
+            `nbtools.memory.peak`.
     """
 
     model: nn.Module
@@ -36,12 +43,33 @@ class Repair:
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     defence: str = ""
+    untuned: nn.Module | None = None
+    tuned_steps: int = 0
+    peak_bytes: int = 0
 
 
 class Defence(Protocol):
     """A model and clean images in, a repair out; nothing else is ever seen."""
 
     def __call__(self, model: nn.Module, clean: Images) -> Repair: ...
+
+
+Self = TypeVar("Self")
+
+
+def measured(call: Callable[[Self, nn.Module, Images], Repair]) -> Callable[[Self, nn.Module, Images], Repair]:
+    """A defence's `__call__` whose repair knows its seconds, its memory and the defence's `repr`."""
+
+    @functools.wraps(call)
+    def timed(self: Self, model: nn.Module, clean: Images) -> Repair:
+        started = time.perf_counter()
+        with peak(clean.images.device) as memory:
+            repair = call(self, model, clean)
+            if clean.images.is_cuda:
+                torch.cuda.synchronize(clean.images.device)
+        return replace(repair, seconds=time.perf_counter() - started, peak_bytes=memory.size, defence=repr(self))
+
+    return timed
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import time
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from nbtools.defences.repair import FineTune, Repair
+from nbtools.defences.repair import FineTune, Repair, measured
 from nbtools.images import Images
 from nbtools.models import check_finite, prunable_units
 from nbtools.pruning import Mask, apply, at_random, check_threshold, threshold
@@ -75,15 +74,15 @@ class Suspiciousness:
         kept = {u.conv: scores[u.conv] for u in parts.units if self.shortcuts or not u.shortcut}
         return threshold(kept, self.mu, self.scope)
 
+    @measured
     def __call__(self, model: nn.Module, clean: Images) -> Repair:
         """Repair a copy of `model` with the clean images.
 
         Raises:
             ValueError: for no images, NaN weights, or a model without convolution-BN pairs.
         """
-        started = time.perf_counter()
         parts = self.components(model, clean)
-        return _repair(self, model, clean, self.scores(parts), self.mask(parts), self.fine_tune, started)
+        return _repair(model, clean, self.scores(parts), self.mask(parts), self.fine_tune)
 
 
 @dataclass(frozen=True)
@@ -101,12 +100,12 @@ class SpectralNorm:
     def __post_init__(self) -> None:
         check_threshold(self.mu)
 
+    @measured
     def __call__(self, model: nn.Module, clean: Images) -> Repair:
         """Repair a copy of `model`; the clean images serve the fine-tuning alone."""
-        started = time.perf_counter()
         check_finite(model)
         scores = spectral_norms(model, prunable_units(model))
-        return _repair(self, model, clean, scores, threshold(scores, self.mu), self.fine_tune, started)
+        return _repair(model, clean, scores, threshold(scores, self.mu), self.fine_tune)
 
 
 @dataclass(frozen=True)
@@ -121,27 +120,21 @@ class RandomPruning:
     like: Suspiciousness
     seed: int = 0
 
+    @measured
     def __call__(self, model: nn.Module, clean: Images) -> Repair:
         """Repair a copy of `model`."""
-        started = time.perf_counter()
         parts = self.like.components(model, clean)
         mask = at_random(self.like.mask(parts), self.seed)
-        return _repair(self, model, clean, self.like.scores(parts), mask, self.like.fine_tune, started)
+        return _repair(model, clean, self.like.scores(parts), mask, self.like.fine_tune)
 
 
-def _repair(
-    defence: object,
-    model: nn.Module,
-    clean: Images,
-    scores: Scores,
-    mask: Mask,
-    fine_tune: FineTune | None,
-    started: float,
-) -> Repair:
+def _repair(model: nn.Module, clean: Images, scores: Scores, mask: Mask, fine_tune: FineTune | None) -> Repair:
     twin, before = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
     apply(twin, mask)
-    history = []
-    if fine_tune:
-        check_clean(clean)
-        history = fine_tune(twin, clean, mask, before)
-    return Repair(twin, mask, scores, history, time.perf_counter() - started, repr(defence))
+    if fine_tune is None:
+        return Repair(twin, mask, scores)
+    check_clean(clean)
+    untuned = copy.deepcopy(twin)
+    history = fine_tune(twin, clean, mask, before)
+    steps = next((row["step"] for row in history if row["chosen"]), 0)
+    return Repair(twin, mask, scores, history, untuned=untuned if steps else None, tuned_steps=steps)
