@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from nbtools import shipped
 from nbtools.cache import cached, source_hash
 from nbtools.evaluation import Evaluation, Evaluator, accuracy
 from nbtools.images import Images
@@ -127,8 +128,8 @@ def load_or_train(run: Run, attack: str, poison_rate: float, target: int, shown:
     images = run.splits.train
     if attack != "none":
         images = poison(images, trigger, poison_rate, target, run.seed).images
-    build = functools.partial(_build, run, attack, model, images)
-    entry = cached("models", _config(run, attack, poison_rate, target, trigger), build)
+    config = _config(run, attack, poison_rate, target, trigger)
+    entry = cached("models", config, functools.partial(_build, run, attack, model, images, config))
     model.load_state_dict(entry.tensors)
     model.eval().requires_grad_(False)
     test = run.splits.test
@@ -169,8 +170,10 @@ def _config(run: Run, attack: str, poison_rate: float, target: int, trigger: Tri
 
 
 def _build(
-    run: Run, attack: str, model: nn.Module, images: Images, work: Path
+    run: Run, attack: str, model: nn.Module, images: Images, config: dict[str, Any], work: Path
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if found := shipped.find(config):
+        return found
     print(f"training {run.architecture} of width {run.profile.width} ({attack}, {run.splits.name})")
     watched = run.splits.reserved.subset(torch.arange(min(1_000, len(run.splits.reserved))))
     checkpoint, recipe = work / "checkpoint.safetensors", _recipe(run.profile)
