@@ -16,6 +16,10 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "poison_rate": (lambda v: 0 < v <= 1, "a share of the training set, above 0 and at most 1"),
     "low_rate": (lambda v: 0 <= v <= 1, "0 (none), or a share of the training set, at most 1"),
     "target": (lambda v: 0 <= v < CLASSES, f"a class number, 0 to {CLASSES - 1}"),
+    "clean_label_rate": (lambda v: 0 < v <= 1, "a share of the target class, above 0 and at most 1"),
+    "most_per_class": (lambda v: v >= -1, "-1 (none), 0 (what the profile says), or clean images a class"),
+    "low_rate_epochs": (lambda v: v >= 0, "0 (what the profile says), or a number of epochs"),
+    "n_images": (lambda v: v >= 1, "1 or more images"),
     "mu": _MU,
     "mus": _MU,
     "samples_per_class": (lambda v: v >= 1, "1 or more clean images a class"),
@@ -35,9 +39,12 @@ def check_parameters(parameters: Mapping[str, Any]) -> None:
         ValueError: it names the parameter, the value, and what is allowed.
     """
     for name, value in parameters.items():
-        known = PROFILES if name == "profile" else TRIGGERS if name.endswith("attack") else None
-        if known is not None and value not in known and not (name in ("profile", "hard_attack") and value == ""):
-            raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+        known: list[str] = []
+        if name == "profile" or name.endswith(("attack", "attacks")):
+            known = list(PROFILES if name == "profile" else TRIGGERS)
+        for one in _each(value) if known else []:
+            if one not in known and not (name in ("profile", "hard_attack") and one == ""):
+                raise ValueError(f"unknown {name} {one!r}; known: {', '.join(known)}")
         if name in LIMITS and not (value != [] and all(LIMITS[name][0](v) for v in _each(value))):
             raise ValueError(f"{name}={value!r} is out of range: {LIMITS[name][1]}")
     profile = PROFILES[parameters.get("profile") or default_profile()]

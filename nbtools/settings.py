@@ -34,6 +34,12 @@ class Profile:
             gives the same model on any number of cores.
         glance: test images for each of the many points of a sweep; what is quoted is measured on all.
         hard_attack: the second attack of the notebooks that show two; "" leaves it, and its training, out.
+        attacks: those of the comparison of defences.
+        small: whether notebooks that need many models take narrow ones (`nbtools.zoo.small`).
+        zoo: clean models, and as many poisoned ones, that the detector is tried on.
+        zoo_train: images that each of these is trained on.
+        effort: share of the iterations that their papers give to the defences that learn, in (0, 1].
+        most_per_class: the papers' own amounts of clean images are cut to so many a class.
     """
 
     name: str
@@ -53,6 +59,12 @@ class Profile:
     threads: int = 0
     glance: int = 2_000
     hard_attack: str = "blended"
+    attacks: tuple[str, ...] = ("badnets", "blended", "sig", "wanet")
+    small: bool = False
+    zoo: int = 10
+    zoo_train: int = 45_000
+    effort: float = 1.0
+    most_per_class: int = 500
 
 
 PROFILES: dict[str, Profile] = {
@@ -79,9 +91,28 @@ PROFILES: dict[str, Profile] = {
             threads=1,
             glance=500,
             hard_attack="",
+            attacks=("badnets",),
+            zoo=2,
+            zoo_train=12_000,
+            effort=0.05,
+            most_per_class=20,
         ),
         # Ten epochs are few: at a rate of 0.1 and a decay of 5e-4 the backdoor stays spread over many filters.
-        Profile("laptop", "cifar10", 45_000, 5_000, 10_000, 32, 10, 128, 3, "real images without a GPU", 0.2, 1e-3),
+        Profile(
+            name="laptop",
+            dataset="cifar10",
+            train=45_000,
+            reserved=5_000,
+            test=10_000,
+            width=32,
+            epochs=10,
+            batch_size=128,
+            draws=3,
+            about="real images without a GPU",
+            lr=0.2,
+            weight_decay=1e-3,
+            small=True,
+        ),
         Profile("paper", "cifar10", 45_000, 5_000, 10_000, 64, 60, 128, 10, "the numbers to quote; wants a GPU"),
     )
 }

@@ -163,6 +163,14 @@ def test_every_data_set_has_as_many_classes_as_the_limits_say(profile: str) -> N
     assert len(classes) == CLASSES
 
 
+def test_each_of_a_list_of_attacks_is_checked() -> None:
+    check_parameters({"attacks": []})
+    check_parameters({"attacks": list(TRIGGERS)})
+    with pytest.raises(ValueError, match="unknown attacks 'trojan'; known: badnets, blended, sig, wanet"):
+        check_parameters({"attacks": ["badnets", "trojan"]})
+    assert all(set(profile.attacks) <= set(TRIGGERS) for profile in PROFILES.values())
+
+
 @pytest.mark.parametrize(("name", "known"), [("profile", PROFILES), ("attack", TRIGGERS), ("hard_attack", TRIGGERS)])
 @pytest.mark.parametrize("value", ["badnet", "none"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str, known: Mapping[str, object], value: str) -> None:

@@ -1,0 +1,51 @@
+"""Many models of one kind: the narrow network of which a laptop can train a dozen, and the detector's zoo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from nbtools.experiments import Run
+from nbtools.models import MIN_WIDTH
+from nbtools.trained import Trained
+
+
+def small(run: Run, seed: int | None = None, epochs: int = 0) -> Run:
+    """The same run with a network that many can be trained of, where its profile asks for that.
+
+    Width 16, and stage 1 halves the image as well: an epoch costs a ninth of width 32's.
+
+    Args:
+        run: a notebook's run.
+        seed: another seed of initial weights, poisoning and training (the splits stay); None keeps it.
+        epochs: other epochs; 0 keeps them.
+    """
+    profile = replace(run.profile, epochs=epochs or run.profile.epochs)
+    if profile.small:
+        profile = replace(profile, width=MIN_WIDTH, strides=(1, 2, 2, 2, 2))
+    return replace(run, profile=profile, seed=run.seed if seed is None else seed)
+
+
+def zoo(run: Run, attacks: Sequence[str], poison_rates: Sequence[float]) -> Iterator[Trained]:
+    """Clean and poisoned models in turn, each of another seed, as many of each as the profile says.
+
+    Width 16; the stem halves the image, and so does every stage: an epoch costs a thirtieth of width 32's.
+
+    Args:
+        run: a notebook's run.
+        attacks: names in `nbtools.triggers.TRIGGERS`; the poisoned models take them in turn.
+        poison_rates: one for each attack; see `nbtools.poisoning.poison`.
+
+    Yields:
+        A clean model, a poisoned one, and so on.
+    """
+    count = run.profile.zoo
+    train = run.splits.train.subset(torch.arange(min(run.profile.zoo_train, len(run.splits.train))))
+    profile = replace(run.profile, width=MIN_WIDTH, strides=(2, 2, 2, 2, 2))
+    for number in range(count):
+        one = replace(run, profile=profile, seed=run.seed + number, splits=replace(run.splits, train=train))
+        yield one.clean_model()
+        kind = number % len(attacks)
+        yield one.model(attacks[kind], poison_rates[kind])

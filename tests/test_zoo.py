@@ -1,0 +1,43 @@
+"""The narrow networks: only where a profile asks for them, on the same splits; the zoo's models in turn."""
+
+from dataclasses import replace
+
+import pytest
+
+from nbtools.experiments import Run, start
+from nbtools.settings import PROFILES
+from nbtools.zoo import small, zoo
+
+TINY = replace(
+    PROFILES["quick"], name="tiny", train=64, reserved=40, test=40, glance=25, epochs=1, zoo=3, zoo_train=48, width=20
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PROFILES, "tiny", TINY)
+        patch.setenv("NBTOOLS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield start("tiny", device="cpu", quiet=True)
+
+
+def test_a_profile_that_does_not_ask_for_it_keeps_its_network(run: Run) -> None:
+    assert small(run) == run
+    other = small(run, seed=3, epochs=2)
+    assert (other.seed, other.profile.epochs, other.profile.width) == (3, 2, 20) and other.splits is run.splits
+
+
+def test_a_small_network_is_narrow_and_halves_early(run: Run) -> None:
+    profile = small(replace(run, profile=replace(TINY, small=True))).profile
+    assert (profile.width, profile.strides) == (16, (1, 2, 2, 2, 2))
+    assert replace(profile, width=20, small=False) == TINY, "nothing else may differ"
+
+
+def test_a_zoo_has_clean_and_poisoned_models_in_turn_each_of_its_own_seed(run: Run) -> None:
+    models = list(zoo(run, ["badnets", "blended"], [0.25, 0.5]))
+    assert [m.name for m in models] == ["clean", "badnets 25 %", "clean", "blended 50 %", "clean", "badnets 25 %"]
+    configs = [m.card["config"] for m in models]
+    assert [c["seed"] for c in configs] == [0, 0, 1, 1, 2, 2]
+    assert {c["train_images"] for c in configs} == {48} and {c["width"] for c in configs} == {16}
+    assert len({m.card["key"] for m in models}) == 6
+    assert models[0].model.get_submodule("conv1").stride == (2, 2)
