@@ -1,8 +1,9 @@
-"""The command line: python -m nbtools run | doctor | bench."""
+"""The command line: python -m nbtools run | defend | doctor | bench."""
 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -15,7 +16,7 @@ class Refused(click.ClickException):
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def main() -> None:
-    """Notebooks on backdoored neural networks: run them, check this machine, measure the package."""
+    """Notebooks on backdoored neural networks: run them, clean a model of yours, check this machine, measure."""
 
 
 @main.command()
@@ -90,6 +91,114 @@ def _report(out: Path, sources: list[Path], done: list[str], interrupted: bool, 
     click.echo(f"Rows                {shown / '*.csv' if any(out.glob('*.csv')) else 'none were saved'}")
     for path in sorted([*out.glob("*.failed.ipynb"), *out.glob("*.partial.ipynb")]):
         click.echo(f"To look at          {shown / path.name}")
+
+
+class Numbers(click.ParamType):
+    """Numbers with commas between them, so many of one kind: 0.5,0.5,0.5."""
+
+    name = "numbers"
+
+    def __init__(
+        self, count: int, kind: type = float, least: float = float("-inf"), most: float = float("inf")
+    ) -> None:
+        self.count, self.kind, self.least, self.most = count, kind, least, most
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """The numbers, or a usage error that says what is wanted."""
+        try:
+            found = tuple(self.kind(part) for part in str(value).split(","))
+        except ValueError:
+            found = ()
+        if len(found) != self.count or not all(self.least <= number <= self.most for number in found):
+            kind = "whole numbers" if self.kind is int else "numbers"
+            self.fail(
+                f"{value!r}: it takes {self.count} {kind}, {self.least:g} to {self.most:g}, with commas between them"
+            )
+        return found
+
+
+class Size(click.ParamType):
+    """Pixels of a square, or height x width."""
+
+    name = "pixels"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Height and width, or a usage error that says what is wanted."""
+        height, _, width = str(value).lower().partition("x")
+        sides = (height, width or height)
+        if not all(side.isdecimal() and 4 <= int(side) <= 2048 for side in sides):
+            self.fail(f"{value!r}: it takes pixels, 4 to 2048, such as 32, or height x width, such as 64x48")
+        return int(sides[0]), int(sides[1])
+
+
+_FILE = click.Path(path_type=Path)
+
+
+@main.command()
+@click.option(
+    "--model", required=True, metavar="FILE", type=_FILE, help="Your checkpoint: safetensors or a state dict."
+)
+@click.option(
+    "--arch", required=True, metavar="NAME", help="resnet18, preact_resnet18, torchvision/resnet50 and others."
+)
+@click.option("--images", required=True, metavar="FOLDER", type=_FILE, help="Clean images, a folder for each class.")
+@click.option(
+    "--out", required=True, metavar="FILE", type=_FILE, help="The repaired checkpoint; page and card beside it."
+)
+@click.option("--defence", default="suspiciousness", show_default=True, metavar="NAME", help="Which defence.")
+@click.option("-s", "settings", metavar="NAME VALUE", nargs=2, multiple=True, help="Set a field of the defence.")
+@click.option(
+    "--mean", metavar="R,G,B", type=Numbers(3, float, 0, 1), help="Of the normalisation, of pixels in [0, 1]."
+)
+@click.option("--std", metavar="R,G,B", type=Numbers(3, float, 1e-3, 2), help="Of the normalisation.")
+@click.option(
+    "--strides", metavar="A,B,C,D,E", type=Numbers(5, int, 1, 4), help="Of stem and stages. Default: 1,1,2,2,2."
+)
+@click.option("--size", metavar="PIXELS", type=Size(), help="Resize to 32, or 64x48. Default: the first image's size.")
+@click.option("--key", metavar="NAME", help="Where the weights lie in the file, if it holds several sets.")
+@click.option(
+    "--held-back", default=0.2, show_default=True, metavar="SHARE", help="Of each class, to measure with alone."
+)
+@click.option("--references", metavar="FILE", type=_FILE, help="The detector's statistic of clean models, JSON or CSV.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: the GPU where there is one.")
+@click.option("--force", is_flag=True, help="Replace what is already at --out.")
+def defend(**given: Any) -> None:
+    """Clean a model of yours: a checkpoint and clean images in; a repaired checkpoint, a page and a card out.
+
+    The file's names may have prefixes (module.), its weights half precision; it is written back in the form it came in.
+    The images, FOLDER/CLASS/*.png, are those of the model's own classes, in the order of the names (2 before 10), or of
+    the lines of FOLDER/classes.txt. Nothing is sent anywhere, and no code in the checkpoint is run.
+
+    \b
+    python -m nbtools defend --model net.pt --arch resnet18 --images clean --out repaired.pt
+    """
+    if (given["mean"] is None) != (given["std"] is None):
+        raise click.UsageError("--mean and --std belong together; give both or neither")
+    try:
+        import torch
+
+        from nbtools.defend.card import Request
+        from nbtools.defend.command import defend as repair
+        from nbtools.defend.command import prepare
+        from nbtools.training import DivergedError
+
+        if given["device"] == "cuda" and not torch.cuda.is_available():
+            raise click.UsageError("--device cuda: this machine has no GPU that PyTorch can use")
+        try:
+            job = prepare(Request(**given))
+        except (ValueError, OSError) as error:
+            raise Refused(str(error)) from None
+        try:
+            card = repair(job, click.echo)
+        except (ValueError, OSError, DivergedError, torch.OutOfMemoryError) as error:
+            raise click.ClickException(f"{error}. Nothing was written.") from None
+    except KeyboardInterrupt:
+        click.echo("Interrupted; nothing was written.")
+        sys.exit(130)
+    for line in [*card["verdict"], *(f"Note: {warning}" for warning in card["warnings"])]:
+        click.echo(line)
+    for name, path in zip(("Page", "Card", "Model"), job.outputs, strict=True):
+        click.echo(f"{name:<6} {path}")
 
 
 @main.command()

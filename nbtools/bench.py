@@ -26,7 +26,7 @@ def side_by_side(first: Callable[[], object], second: Callable[[], object], repe
         of the machine hits both of a pair.
     """
     first(), second()
-    pairs = [(_seconds(first), _seconds(second)) for _ in range(repeats)]
+    pairs = [(seconds(first), seconds(second)) for _ in range(repeats)]
     return (
         statistics.median(a for a, _ in pairs),
         statistics.median(b for _, b in pairs),
@@ -34,7 +34,8 @@ def side_by_side(first: Callable[[], object], second: Callable[[], object], repe
     )
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def seconds(work: Callable[[], object]) -> float:
+    """How long a piece of work takes, the device's queue included."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -52,14 +53,15 @@ def random_images(count: int, device: torch.device) -> Images:
     return Images(pixels, labels, tuple("0123456789")).to(device)
 
 
-def _model(width: int, device: torch.device) -> nn.Module:
+def model_of(width: int, device: torch.device) -> nn.Module:
+    """A ResNet-18 with random weights: speed does not depend on what it learnt."""
     seed_everything(0)
     return make_model("resnet18", width=width).to(device)
 
 
 def bench_components(repeats: int, device: torch.device) -> str:
     """(a) All four components of 100 images against one forward and backward pass over them."""
-    model, clean = _model(64, device).eval(), random_images(100, device)
+    model, clean = model_of(64, device).eval(), random_images(100, device)
 
     def one_pass() -> None:
         F.cross_entropy(model(to_floats(clean.images)), clean.labels).backward()
@@ -74,7 +76,7 @@ def bench_components(repeats: int, device: torch.device) -> str:
 
 def bench_spectral_norms(repeats: int, device: torch.device) -> str:
     """(b) All spectral norms of a ResNet-18 against one SVD call a filter."""
-    model = _model(64, device).eval()
+    model = model_of(64, device).eval()
     units = prunable_units(model)
     weights = [weight.flatten(1) for _, conv, _ in layers_of(model, units) for weight in conv.weight.detach()]
     calls: dict[str, Callable[[torch.Tensor], object]] = {
@@ -99,7 +101,7 @@ def bench_training(repeats: int, device: torch.device) -> str:
     """(c) The training loop against the same step on one fixed batch that is on the device already."""
     width, batch, steps = 32, 128, 8
     images, recipe = random_images(batch * steps, device), Recipe(epochs=1, batch_size=batch)
-    looped, fixed = _model(width, device), _model(width, device).train()
+    looped, fixed = model_of(width, device), model_of(width, device).train()
     optimizer = torch.optim.SGD(fixed.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
     inputs, labels = to_floats(images.images[:batch]), images.labels[:batch]
 
@@ -120,15 +122,17 @@ def bench_poisoning(repeats: int, device: torch.device) -> str:
     for name in TRIGGERS:
         trigger = make_trigger(name)
         stamp(trigger, images)
-        seconds = statistics.median(_seconds(lambda trigger=trigger: stamp(trigger, images)) for _ in range(repeats))
-        lines.append(f"{name:<8} on 50,000 images: {seconds:.2f} s, {50_000 / seconds:,.0f} images/s")
+        took = statistics.median(seconds(lambda trigger=trigger: stamp(trigger, images)) for _ in range(repeats))
+        lines.append(f"{name:<8} on 50,000 images: {took:.2f} s, {50_000 / took:,.0f} images/s")
     return "\n".join(lines)
 
 
 def main(repeats: int = 5) -> None:
     """Print every benchmark; medians of `repeats` pairs (at least five for numbers to quote)."""
+    from nbtools.bench_defences import BENCHES
+
     keep_memory()
     device = default_device()
     print(f"{hardware(device)}, torch {torch.__version__}, {'bf16' if has_bf16(device) else 'float32'}, x {repeats}")
-    for bench in (bench_components, bench_spectral_norms, bench_training, bench_poisoning):
+    for bench in (bench_components, bench_spectral_norms, bench_training, bench_poisoning, *BENCHES):
         print(bench(repeats, device), flush=True)

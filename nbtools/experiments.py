@@ -177,10 +177,13 @@ class Run:
 def _defence_code(defence: Defence) -> str:
     """A hash of the source that decides a defence's result: a row measured by other code is not found again."""
     here = Path(__file__).parent
-    names = ("activations", "saliency", "scores", "pruning", "models", "evaluation", "training", "images", "triggers")
+    names = ["activations", "saliency", "magnitude", "scores", "pruning", "models"]
+    names += ["evaluation", "training", "images", "triggers"]
     shared = [here / f"{name}.py" for name in names]
-    shared += [here / "defences" / f"{name}.py" for name in ("repair", "learning", "soft_masks")]
-    own = {inspect.getfile(type(part)) for part in (defence, *vars(defence).values()) if is_dataclass(part)}
+    common = ("repair", "learning", "soft_masks", "threshold_sweep", "feature_maps")
+    shared += [here / "defences" / f"{name}.py" for name in common]
+    parts = [part for part in (defence, *vars(defence).values()) if is_dataclass(part)]
+    own = {inspect.getfile(kind) for part in parts for kind in type(part).__mro__ if is_dataclass(kind)}
     return source_hash(*map(str, shared), *sorted(own))
 
 

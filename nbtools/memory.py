@@ -30,7 +30,7 @@ def peak(device: torch.device) -> Iterator[Peak]:
 
     On a GPU it is what PyTorch's allocator had given out. On the CPU of a Linux system it is the process's resident
     memory, whose high-water mark is set back first: pages that an earlier piece of work left behind are used again
-    and not counted, so it is a lower bound. Elsewhere it is 0.
+    and not counted, so it is a lower bound. Where there is no such mark, or it can't be set back, it is 0.
 
     Args:
         device: where the work is done.
@@ -42,11 +42,13 @@ def peak(device: torch.device) -> Iterator[Peak]:
         yield found
         found.size = max(0, torch.cuda.max_memory_allocated(device) - before)
         return
+    before = 0
     with suppress(OSError):
         CLEAR.write_text("5")  # proc(5): sets the high-water mark to what is resident now
-    before = _resident("VmRSS")
+        before = _resident("VmRSS")
     yield found
-    found.size = max(0, _resident("VmHWM") - before)
+    if before:  # else the mark may be that of work long past
+        found.size = max(0, _resident("VmHWM") - before)
 
 
 def _resident(field: str) -> int:

@@ -96,7 +96,8 @@ def call_of(kind: type) -> inspect.Signature:
 
 
 def test_the_defences_are_known() -> None:
-    assert {"Suspiciousness", "SpectralNorm", "RandomPruning"} <= {kind.__name__ for kind in public()}
+    rivals = {"FMP", "MNP", "NAD", "ANP", "AWM", "RNP", "FinePruning", "FineTuning"}
+    assert {kind.__name__ for kind in public()} == {"Suspiciousness", "SpectralNorm", "RandomPruning"} | rivals
 
 
 @pytest.mark.parametrize("defence", public())
@@ -128,11 +129,15 @@ sys.modules.update(dict.fromkeys({FORBIDDEN!r}))  # None: from here on an import
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 
 from tiny import pictures, plain
-from nbtools.defences import FineTune, RandomPruning, SpectralNorm, Suspiciousness
+from nbtools.defences import *
 
 tune = FineTune(steps=2, every=1, folds=2)
 first = Suspiciousness(mu=1, fine_tune=tune)
-for defence in (first, SpectralNorm(mu=1, fine_tune=tune), RandomPruning(first)):
+epoch = Epochs(epochs=1, batch_size=4)
+rivals = [FMP(n_images=4, divisor=4, fine_tune=epoch), MNP(unlearn_epochs=1, recover_epochs=2)]
+rivals += [RNP(unlearn_epochs=1, recover_epochs=2), ANP(iterations=3), AWM(rounds=1, passes=1)]
+rivals += [NAD(epoch, epoch, (1, 1), ("conv1", "conv2")), FinePruning(fine_tune=epoch), FineTuning(epoch)]
+for defence in (first, SpectralNorm(mu=1, fine_tune=tune), RandomPruning(first), *rivals):
     print(type(defence).__name__, defence(plain(), pictures(8)).mask.count)
 """
 
@@ -144,4 +149,5 @@ def test_the_defences_work_where_triggers_and_test_set_do_not_exist() -> None:
         "Suspiciousness",
         "SpectralNorm",
         "RandomPruning",
+        *["FMP", "MNP", "RNP", "ANP", "AWM", "NAD", "FinePruning", "FineTuning"],
     ]

@@ -7,7 +7,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -54,14 +54,14 @@ class Defence(Protocol):
     def __call__(self, model: nn.Module, clean: Images) -> Repair: ...
 
 
-Self = TypeVar("Self")
+Call = TypeVar("Call", bound=Callable[..., Repair])
 
 
-def measured(call: Callable[[Self, nn.Module, Images], Repair]) -> Callable[[Self, nn.Module, Images], Repair]:
+def measured(call: Call) -> Call:
     """A defence's `__call__` whose repair knows its seconds, its memory and the defence's `repr`."""
 
     @functools.wraps(call)
-    def timed(self: Self, model: nn.Module, clean: Images) -> Repair:
+    def timed(self: object, model: nn.Module, clean: Images) -> Repair:
         started = time.perf_counter()
         with peak(clean.images.device) as memory:
             repair = call(self, model, clean)
@@ -69,7 +69,7 @@ def measured(call: Callable[[Self, nn.Module, Images], Repair]) -> Callable[[Sel
                 torch.cuda.synchronize(clean.images.device)
         return replace(repair, seconds=time.perf_counter() - started, peak_bytes=memory.size, defence=repr(self))
 
-    return timed
+    return cast(Call, timed)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,195 @@
+"""A checkpoint as it lies in a file: read without running anything it holds, written back in the form it came in."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import pickle
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+PREFERRED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module")
+"""Names under which training scripts put the weights; where a file holds several sets, the first of these is taken."""
+DEPTH = 4
+ADVICE = "save the weights alone: torch.save(model.state_dict(), FILE), or a safetensors file"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a file holds.
+
+    Args:
+        kind: "safetensors" or "torch".
+        content: the whole file; the weights may lie in a part of it.
+        place: the names that lead to the weights, () where the file is the weights.
+        others: places of further sets of weights, which are left as they are.
+        sha256: of the file.
+        size: of the file, in bytes.
+        metadata: of a safetensors file.
+    """
+
+    kind: str
+    content: Any
+    place: tuple[str, ...]
+    others: tuple[str, ...]
+    sha256: str
+    size: int
+    metadata: dict[str, str] | None = field(default=None)
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """Names to tensors, and whatever else the owner put beside them."""
+        return _at(self.content, self.place)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What else lies beside the weights, by name."""
+        return (
+            tuple(str(name) for name in _at(self.content, self.place[:-1]) if name != self.place[-1])
+            if self.place
+            else ()
+        )
+
+    def serialised(self, changes: Mapping[str, Tensor]) -> bytes:
+        """The file with these tensors in place of those of the same name: same names, types, nesting, format.
+
+        Args:
+            changes: a name in the file to its new value; it is cast to the old one's type and must have its shape.
+        """
+        state = copy.copy(self.state)
+        assert isinstance(state, dict)
+        for name, value in changes.items():
+            state[name] = in_form_of(state[name], value)
+        if self.kind == "safetensors":
+            return safetensors.torch.save(state, self.metadata)
+        buffer = io.BytesIO()
+        torch.save(_replaced(self.content, self.place, state), buffer)
+        return buffer.getvalue()
+
+
+def in_form_of(old: Tensor, value: Tensor) -> Tensor:
+    """The value in the old tensor's type and layout."""
+    new = torch.empty_like(old, requires_grad=False).copy_(value.detach())
+    return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+
+
+def read(path: Path, key: str | None = None) -> Checkpoint:
+    """Read a safetensors file, or a torch file with weights_only=True; nothing in it is ever run.
+
+    Args:
+        path: the file.
+        key: where the weights lie in the file ("model", "state.ema"); None looks for them.
+
+    Raises:
+        ValueError: for anything else, with the reason and what to do.
+    """
+    if not path.is_file():
+        what = "a folder, not a file" if path.is_dir() else "no file" if path.exists() else "not there"
+        raise ValueError(f"{path} is {what}; --model takes a safetensors file or a torch state dict")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from None
+    if not data:
+        raise ValueError(f"{path} is empty")
+    metadata = None
+    if data[8:9] == b"{":  # a safetensors file: eight bytes of a length, then JSON
+        kind, content, metadata = "safetensors", *_load_safetensors(path, data)
+    else:
+        kind, content = "torch", _load_torch(path, data)
+    place, others = _choose(path, content, key)
+    return Checkpoint(kind, content, place, others, hashlib.sha256(data).hexdigest(), len(data), metadata)
+
+
+def _load_safetensors(path: Path, data: bytes) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return tensors, header.get("__metadata__")
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} begins like a safetensors file but can't be read ({error}); is it cut off?") from None
+
+
+def _load_torch(path: Path, data: bytes) -> Any:
+    if data.startswith(b"\x93NUMPY"):
+        raise ValueError(f"{path} is a NumPy array; {ADVICE}")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # torch's own doubts; what can't be read raises
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{path} holds a Python object ({found[1]}): loading it could run code, so it was not "
+                f"loaded. In your own code, {ADVICE}"
+            ) from None
+        raise ValueError(f"{path} is no safetensors file and no torch file; {ADVICE}") from None
+    except Exception as error:  # damaged bytes can make the reader raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} is no torch file that can be read ({reason}): damaged, cut off, a TorchScript archive, or of "
+            f"another kind; {ADVICE}"
+        ) from None
+
+
+def _choose(path: Path, content: Any, key: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Where the weights lie, and where further sets lie."""
+    places = list(_places(content))
+    if not places:
+        what = f"a {type(content).__name__}"
+        if isinstance(content, Mapping):
+            what += f" with {', '.join(map(str, list(content)[:5])) or 'nothing in it'}"
+        raise ValueError(f"{path} holds no weights of convolutions, it is {what}; {ADVICE}")
+    names = [".".join(place) for place in places]
+    if key is not None:
+        if key not in names:
+            raise ValueError(
+                f"{path} has no weights under --key {key!r}; it has them {_said(names)}"
+                + ("; leave --key out" if names == [""] else "")
+            )
+        chosen = names.index(key)
+    else:
+        ranks = [PREFERRED.index(p[-1]) if p and p[-1] in PREFERRED else len(PREFERRED) for p in places]
+        chosen = ranks.index(min(ranks))
+    return places[chosen], tuple(name for index, name in enumerate(names) if index != chosen)
+
+
+def _said(names: list[str]) -> str:
+    return "at its top" if names == [""] else f"under {', '.join(names)}"
+
+
+def _places(content: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every mapping in the file that holds a convolution's weight under a name; an optimiser's are under numbers."""
+    if not isinstance(content, dict) or len(place) > DEPTH:
+        return
+    named = [(name, value) for name, value in content.items() if isinstance(name, str)]
+    if any(isinstance(value, Tensor) and value.ndim == 4 for _, value in named):
+        yield place
+        return
+    for name, value in named:
+        yield from _places(value, (*place, name))
+
+
+def _at(content: Any, place: tuple[str, ...]) -> Any:
+    for name in place:
+        content = content[name]
+    return content
+
+
+def _replaced(content: Any, place: tuple[str, ...], state: Any) -> Any:
+    """A copy of the nested dicts along the way, the rest shared."""
+    if not place:
+        return state
+    twin = copy.copy(content)
+    twin[place[0]] = _replaced(content[place[0]], place[1:], state)
+    return twin

@@ -1,0 +1,158 @@
+"""The work behind `python -m nbtools defend`: everything is checked first, then repaired, then written at once."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbtools.defences.learning import Validation, check_inputs
+from nbtools.defend.architectures import check_arch
+from nbtools.defend.card import Job, Request, make_card
+from nbtools.defend.checkpoint import Checkpoint, in_form_of, read
+from nbtools.defend.choices import make_defence
+from nbtools.defend.figures import score_figure
+from nbtools.defend.findings import detector, read_references, right
+from nbtools.defend.fitting import Fitted, fit
+from nbtools.defend.folder import read_folder
+from nbtools.defend.report import page
+from nbtools.models import check_finite, prunable_units
+from nbtools.settings import default_device
+
+ENDINGS = {"torch": (".pt", ".pth", ".ckpt", ".bin", ".tar"), "safetensors": (".safetensors",)}
+
+
+def prepare(request: Request) -> Job:
+    """Check and read everything; nothing is written.
+
+    Raises:
+        ValueError: for whatever can't be worked with, with what to do.
+    """
+    outputs = _outputs(request)
+    check_arch(request.arch, request.strides)
+    defence = make_defence(request.defence, request.settings)
+    if not 0 < request.held_back < 1:
+        raise ValueError(f"--held-back is a share of each class's images, above 0 and below 1, got {request.held_back}")
+    split = Validation(share=request.held_back).split
+    references = read_references(request.references) if request.references else None
+    checkpoint = read(request.model, request.key)
+    if request.out.suffix.lower() in ENDINGS["safetensors" if checkpoint.kind == "torch" else "torch"]:
+        raise ValueError(
+            f"{request.model.name} is a {checkpoint.kind} file and the repaired one will be too; end --out in "
+            f"{ENDINGS[checkpoint.kind][0]}, not {request.out.suffix}"
+        )
+    fitted = fit(checkpoint.state, request.arch, request.strides, request.mean, request.std)
+    folder = read_folder(request.images, fitted.num_classes, request.size)
+    device = torch.device(request.device) if request.device else default_device()
+    fitted.model.to(device)
+    learn, held = split(folder.images.to(device))
+    try:
+        check_inputs(fitted.model, learn)
+    except (RuntimeError, NotImplementedError) as error:  # an image too small for the strides
+        height, width = learn.size
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{request.arch} can't compute images of {width}x{height} ({reason}); see --size") from None
+    return Job(request, outputs, defence, checkpoint, fitted, folder, learn, held, references)
+
+
+def _outputs(request: Request) -> tuple[Path, Path, Path]:
+    """The page's, the card's and the checkpoint's place, all free to be written."""
+    out = request.out
+    known = {ending for endings in ENDINGS.values() for ending in endings}
+    stem = out.name.removesuffix(out.suffix) if out.suffix.lower() in known else out.name
+    if out.suffix.lower() in (".html", ".json"):
+        raise ValueError(
+            f"--out is the repaired checkpoint, and {out.name} would be overwritten by the page or the card"
+        )
+    if not out.parent.is_dir():
+        raise ValueError(f"the folder of --out, {out.parent}, is not there; make it first")
+    outputs = (out.with_name(f"{stem}.html"), out.with_name(f"{stem}.json"), out)
+    for path in outputs:
+        for name, given in (("--model", request.model), ("--references", request.references)):
+            if given is not None and path.exists() and given.exists() and path.samefile(given):
+                raise ValueError(f"{path} is the file that {name} names; the input is never overwritten")
+        if path.is_dir() or (os.path.lexists(path) and not request.force):
+            raise ValueError(f"{path} is already there; give another --out" + ("" if path.is_dir() else ", or --force"))
+    try:
+        with tempfile.TemporaryFile(dir=out.parent) as probe:  # really tried: permission bits do not tell
+            probe.write(b"nbtools")
+    except OSError as error:
+        raise ValueError(f"nothing can be written in {out.parent}: {error.strerror}") from None
+    return outputs
+
+
+def defend(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
+    """Repair, measure, and write the three files at once; returns the card.
+
+    Raises:
+        DivergedError, ValueError: where the defence can't do its work; nothing is then written.
+        OSError: where the files can't be written; none is then there.
+    """
+    started = time.perf_counter()
+    model, fitted, request = job.fitted.model, job.fitted, job.request
+    say(
+        f"{request.model.name}: {fitted.arch}, width {fitted.width}, {fitted.num_classes} classes. {len(job.learn)} "
+        f"clean images for the defence, {len(job.held)} held back."
+    )
+    before = right(model, job.held)
+    say("Looking at magnitude and saliency ...")
+    looked = detector(model, job.folder.images.to(job.held.images.device), job.references)
+    say(f"Repairing: {job.defence!r} ...")
+    repair = job.defence(model, job.learn)
+    changes = changed(fitted, job.checkpoint, repair.model)
+    after = right(_as_saved(fitted, repair.model, job.checkpoint.state, changes), job.held)
+    data = job.checkpoint.serialised(changes)
+    card = make_card(job, repair, changes, data, before, after, looked)
+    card["seconds"] = round(time.perf_counter() - started, 2)
+    short = {unit.conv: fitted.short_name(unit.conv) for unit in prunable_units(model)}
+    mu, scope = getattr(job.defence, "mu", None), getattr(job.defence, "scope", "layer")
+    figure = score_figure(repair.scores, repair.mask, short, mu, scope) if repair.scores else ""
+    text = json.dumps(card, indent=2, allow_nan=False, ensure_ascii=False)
+    place(dict(zip(job.outputs, (page(card, figure).encode(), f"{text}\n".encode(), data), strict=True)))
+    return card
+
+
+def changed(fitted: Fitted, checkpoint: Checkpoint, repaired: nn.Module) -> dict[str, Tensor]:
+    """The file's names of the tensors that the repair changes, to their new values in the file's own precision."""
+    after, state = repaired.state_dict(), checkpoint.state
+    rounded = {name: in_form_of(state[name], after[ours].cpu()) for ours, name in fitted.names.items()}
+    return {name: value for name, value in rounded.items() if not torch.equal(value, state[name])}
+
+
+def _as_saved(
+    fitted: Fitted, repaired: nn.Module, state: Mapping[str, Any], changes: Mapping[str, Tensor]
+) -> nn.Module:
+    """The repaired model as its owner will load it: rounded to the file's own precision."""
+    twin = copy.deepcopy(repaired).eval()
+    saved = {**state, **changes}
+    twin.load_state_dict({ours: saved[name] for ours, name in fitted.names.items()}, strict=False)
+    check_finite(twin)
+    return twin
+
+
+def place(files: Mapping[Path, bytes]) -> None:
+    """Write all files, in this order, or none: beside their places first, then each renamed into its place."""
+    there = {path for path in files if os.path.lexists(path)}
+    with tempfile.TemporaryDirectory(dir=next(iter(files)).parent, prefix=".nbtools-") as work:
+        for path, data in files.items():
+            with open(Path(work) / path.name, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        try:
+            for path in files:
+                os.replace(Path(work) / path.name, path)
+        except BaseException:  # Ctrl-C as well
+            for path in set(files) - there:
+                with suppress(FileNotFoundError):
+                    path.unlink()
+            raise

@@ -1,0 +1,69 @@
+"""The page's one drawn figure: every filter's score, and what was pruned."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from nbtools.plots import BLUE, GREY, PRUNED
+from nbtools.pruning import Mask
+
+
+def score_figure(
+    scores: Mapping[str, Tensor], mask: Mask, names: Mapping[str, str], mu: float | None, scope: str
+) -> str:
+    """Each filter's score by layer, crosses for the pruned ones, as a PNG in a data URL.
+
+    Args:
+        scores: convolution name to `[filters]`.
+        mask: what was pruned.
+        names: the layers' names for the axis.
+        mu: the threshold in standard deviations above the mean, where the defence has one; the scores are then drawn
+            in these units, else as they are.
+        scope: whether mean and deviation are those of the "layer" or of all filters, "global".
+    """
+    figure = Figure(figsize=(10.5, 4.3), dpi=150, layout="constrained")
+    axis, rng = figure.add_subplot(), np.random.default_rng(0)
+    values = {name: score.detach().double().cpu() for name, score in scores.items()}
+    if mu is not None:
+        everything = torch.cat(list(values.values())) if scope == "global" else None
+        values = {
+            name: _standardised(score, score if everything is None else everything) for name, score in values.items()
+        }
+        axis.axhline(mu, color=PRUNED, ls="--", lw=1, zorder=1)
+        place = {"xytext": (4, 0), "textcoords": "offset points", "annotation_clip": False}
+        axis.annotate(f"mu = {mu:g}", (len(values) - 0.3, mu), color=PRUNED, fontsize=9, va="center", **place)
+    for column, (name, value) in enumerate(values.items()):
+        x, y = column + rng.uniform(-0.28, 0.28, len(value)), value.numpy()
+        gone = mask.pruned[name].cpu().numpy() if name in mask.pruned else np.zeros(len(value), bool)
+        axis.scatter(x[~gone], y[~gone], s=8, color=BLUE, alpha=0.4, linewidth=0, label="kept" if not column else None)
+        axis.scatter(x[gone], y[gone], s=34, color=PRUNED, marker="X", linewidth=0.4, edgecolor="white", zorder=3)
+    axis.set_xticks(
+        range(len(values)),
+        [names.get(name, name) for name in values],
+        rotation=90,
+        fontsize=8 if len(values) < 30 else 5,
+    )
+    axis.set_xlim(-0.7, len(values) - 0.3)
+    if mu is None:
+        axis.set_ylabel("score")
+    else:
+        axis.set_ylabel("score, standard deviations\nabove the " + ("mean" if scope == "global" else "layer's mean"))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color=GREY, alpha=0.2, lw=0.6)
+    axis.set_axisbelow(True)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white", metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _standardised(score: Tensor, pool: Tensor) -> Tensor:
+    """In standard deviations of the pool above its mean; 0 where the pool has no spread."""
+    spread = len(pool) > 1 and bool(pool.amax() > pool.amin())
+    return (score - pool.mean()) / pool.std() if spread else torch.zeros_like(score)

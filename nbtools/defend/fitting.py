@@ -1,0 +1,257 @@
+"""A state dict's names and shapes fitted to an architecture: prefixes, other names, other widths, half precision."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nbtools.defend.architectures import KINDS, Shapes, check_arch
+from nbtools.models import MEAN, STD, Normalise
+from nbtools.settings import STRIDES
+
+PREFIX = re.compile(r"(?:(?:module|_orig_mod|backbone|model|net|network|encoder|ema_model|\d+)\.)+")
+"""What wrappers put before a name: DataParallel, torch.compile, Lightning, an nn.Sequential that normalises first."""
+LEFTOVER = re.compile(r"(?:.*\.)?(?:total_ops|total_params|n_averaged)")
+"""What counters and averagers leave in a state dict; no layer needs it."""
+STATISTIC = re.compile(r"(?:.*\.)?_?(mean|std)")
+EARLY = re.compile(r"^layer1\.0\.(?:shortcut|downsample)\.")
+EARLY_STRIDES = (1, 2, 2, 2, 2)
+"""No shape tells strides, but the first stage has a convolution on its shortcut only where it halves the image."""
+NAMED = 3
+"""So many of the keys that did not fit are named."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A model with the file's weights, and how they were read.
+
+    Args:
+        model: float32, in eval mode, takes images in [0, 1].
+        names: the model's name of a tensor to the file's.
+        arch: the architecture's name.
+        width: channels of the first convolution.
+        num_classes: the classifier's outputs.
+        strides: of stem and stages, None where the architecture fixes them.
+        mean, std: the normalisation in the model.
+        dtypes: of the weights in the file.
+        notes: how the file was read, in sentences.
+        warnings: what in it may be wrong, in sentences.
+    """
+
+    model: nn.Module
+    names: dict[str, str]
+    arch: str
+    width: int
+    num_classes: int
+    strides: tuple[int, ...] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dtypes: tuple[str, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def own_name(self, module: str) -> str:
+        """What the file calls one of the model's modules."""
+        return self.names[f"{module}.weight"].removesuffix(".weight")
+
+    def short_name(self, module: str) -> str:
+        """The same without the wrappers' prefixes."""
+        return PREFIX.sub("", self.own_name(module), count=1)
+
+
+def fit(
+    state: Mapping[str, Any],
+    arch: str,
+    strides: Sequence[int] | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Fitted:
+    """The model that the file's names and shapes describe, with the file's weights.
+
+    Args:
+        state: the file's names to tensors; what is no tensor is left aside.
+        arch: a name in `KINDS`.
+        strides: of the stem and the four stages; None is (1, 1, 2, 2, 2), or what `EARLY_STRIDES` says.
+        mean, std: of the normalisation; None takes the file's own, or CIFAR-10's.
+
+    Raises:
+        ValueError: where the file doesn't fit; it names the first keys that don't, and an architecture that does fit.
+    """
+    check_arch(arch, strides)
+    plain, own = _plain_names({name: value for name, value in state.items() if isinstance(value, Tensor)})
+    shapes = {name: tuple(state[key].shape) for name, key in plain.items()}
+    early = strides is None and KINDS[arch].strided and any(EARLY.search(name) for name in shapes)
+    taken = tuple(strides or (EARLY_STRIDES if early else STRIDES))
+    try:
+        model, renamed = _match(shapes, arch, taken)
+    except ValueError as error:
+        fitting = [other for other in KINDS if other != arch and _matches(shapes, other)]
+        advice = f". It fits --arch {' or '.join(fitting)}" if fitting else ""
+        raise ValueError(f"{error}{advice}") from None
+    names = {ours: plain[theirs] for ours, theirs in renamed.items()}
+    dtypes = _dtypes({ours: state[key] for ours, key in names.items()}, names)
+    normalise, source, doubt = _normalisation(own, mean, std)
+    notes = [_prefix_note(plain), source]
+    if early:
+        notes.append(f"The first stage has a shortcut of its own, so the strides were taken to be {EARLY_STRIDES}.")
+    if dtypes != ("float32",):
+        notes.append(f"The weights are {' and '.join(dtypes)}: computed with in float32, written back as they came.")
+    _load(model, {ours: state[key] for ours, key in names.items()}, normalise)
+    kind, stem = KINDS[arch], state[names[f"{KINDS[arch].stem}.weight"]]
+    if arch.startswith("torchvision/resnet") and stem.shape[2] == 3:
+        notes.append("The 3x3 stem was taken to have stride 1 and no max-pooling behind it.")
+    return Fitted(
+        model=model,
+        names=names,
+        arch=arch,
+        width=len(stem),
+        num_classes=_classes({ours: tuple(state[key].shape) for ours, key in names.items()}, arch),
+        strides=taken if kind.strided else None,
+        mean=tuple(round(float(value), 6) for value in normalise.mean.flatten()),
+        std=tuple(round(float(value), 6) for value in normalise.std.flatten()),
+        dtypes=dtypes,
+        notes=tuple(note for note in notes if note),
+        warnings=(doubt,) if doubt else (),
+    )
+
+
+def _plain_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Names without prefixes to the file's names; and the normalisation's mean and std, where the file has them."""
+    plain: dict[str, str] = {}
+    own: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        name = PREFIX.sub("", key, count=1) if PREFIX.match(key) else key
+        if LEFTOVER.fullmatch(key):
+            continue
+        if (found := STATISTIC.fullmatch(key)) and value.numel() == 3:
+            own[found[1]] = value
+        elif name in plain:
+            raise ValueError(
+                f"{plain[name]} and {key} are the same layer once their prefixes are gone; the file holds two models, "
+                "save one alone"
+            )
+        else:
+            plain[name] = key
+    return plain, own
+
+
+def _prefix_note(plain: Mapping[str, str]) -> str:
+    prefixes = sorted({key.removesuffix(name) for name, key in plain.items() if key != name})
+    return f"Names were read without {' and '.join(map(repr, prefixes[:NAMED]))} before them." if prefixes else ""
+
+
+def _classes(shapes: Shapes, arch: str) -> int:
+    """Rows of the classifier."""
+    weights = [shapes[f"{head}.weight"] for head in KINDS[arch].heads if f"{head}.weight" in shapes]
+    if not weights:
+        raise ValueError(
+            f"The file does not fit {arch}: it has no classifier ({' or '.join(KINDS[arch].heads)}), which tells the "
+            f"number of classes; its names begin {_first(list(shapes))} and end {', '.join(list(shapes)[-2:])}"
+        )
+    return weights[0][0]
+
+
+def _match(plain: Shapes, arch: str, strides: Sequence[int]) -> tuple[nn.Module, dict[str, str]]:
+    """An empty model that the shapes fit, and its names to the plain names.
+
+    Raises:
+        ValueError: where they don't.
+    """
+    kind = KINDS[arch]
+    renamed: dict[str, str] = {}
+    for name in plain:
+        ours = name
+        for pattern, instead in kind.renames:
+            ours = re.sub(pattern, instead, ours)
+        if ours in renamed:
+            raise ValueError(f"The file does not fit {arch}: {renamed[ours]} and {name} would both be {ours}")
+        renamed[ours] = name
+    shapes = {ours: plain[name] for ours, name in renamed.items()}
+    stem = shapes.get(f"{kind.stem}.weight", ())
+    if len(stem) != 4:
+        raise ValueError(
+            f"The file does not fit {arch}: it has no {kind.stem}.weight; its names: {_first(list(plain))}"
+        )
+    if stem[1] != 3:
+        raise ValueError(f"The model takes images of {stem[1]} channels, and only models of colour images are repaired")
+    classes = _classes(shapes, arch)
+    with torch.device("meta"):  # shapes alone: no memory, no drawing of weights
+        model = kind.build(shapes, strides, classes)
+    wanted = {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.startswith("normalise.")}
+    missing = [name for name in wanted if name not in shapes and not name.endswith("num_batches_tracked")]
+    unexpected = [renamed[name] for name in shapes if name not in wanted]
+    wrong = [f"{renamed[n]} {list(shapes[n])}, not {list(s)}" for n, s in wanted.items() if shapes.get(n, s) != s]
+    parts = [
+        f"{len(names)} {what} ({_first(names)})"
+        for names, what in ((missing, "missing"), (unexpected, "unexpected"), (wrong, "of another shape"))
+        if names
+    ]
+    if parts:
+        large = kind.strided and stem[2] == 7
+        why = ". A 7x7 stem is ImageNet's; this architecture has the 3x3 stem of small images" if large else ""
+        raise ValueError(f"The file does not fit {arch}: {'; '.join(parts)}{why}")
+    return model, renamed
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+
+
+def _matches(shapes: Shapes, arch: str) -> bool:
+    for strides in (STRIDES, EARLY_STRIDES) if KINDS[arch].strided else (STRIDES,):
+        with suppress(ValueError):
+            _match(shapes, arch, strides)
+            return True
+    return False
+
+
+def _dtypes(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[str, ...]:
+    """Types of the weights; integers among them are refused."""
+    weights = {name: value for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
+    for name, value in weights.items():
+        if not value.is_floating_point() or value.layout != torch.strided:
+            raise ValueError(
+                f"{names[name]} holds {value.dtype}, {value.layout}: a quantised or sparse model; give the model "
+                "before it was made so"
+            )
+    return tuple(sorted({str(value.dtype).removeprefix("torch.") for value in weights.values()}))
+
+
+def _normalisation(
+    own: Mapping[str, Tensor], mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> tuple[Normalise, str, str]:
+    """The layer, where its numbers are from, and what may be wrong with them."""
+    theirs = None
+    if own.keys() == {"mean", "std"}:
+        theirs = tuple(tuple(float(value) for value in own[name].flatten()) for name in ("mean", "std"))
+    if mean is not None and std is not None:
+        differ = theirs is not None and not torch.allclose(torch.tensor([mean, std]), torch.tensor(theirs), atol=1e-3)
+        doubt = (
+            f"The file has a normalisation of its own, {theirs}; --mean and --std were used instead." if differ else ""
+        )
+        return Normalise(mean, std), "The normalisation is that of --mean and --std.", doubt
+    if theirs is not None:
+        return Normalise(*theirs), "The normalisation is the file's own.", ""
+    doubt = "Neither --mean and --std nor the file gave a normalisation, so CIFAR-10's was used."
+    return Normalise(MEAN, STD), "The normalisation is CIFAR-10's.", doubt
+
+
+def _load(model: nn.Module, tensors: Mapping[str, Tensor], normalise: Normalise) -> None:
+    """Give an empty model its weights, in float32 and in memory of its own."""
+    weights = {
+        name: value.detach().to(torch.float32 if value.is_floating_point() else value.dtype, copy=True).contiguous()
+        for name, value in tensors.items()
+    }
+    model.normalise = normalise
+    for name in model.state_dict():
+        if name.endswith("num_batches_tracked"):
+            weights.setdefault(name, torch.zeros((), dtype=torch.int64))
+    own = {f"normalise.{name}": value for name, value in normalise.state_dict().items()}
+    model.load_state_dict({**weights, **own}, assign=True)
+    model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,0 +1,244 @@
+"""The page: one HTML file that needs nothing else, made from the card alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from nbtools.defend.style import STYLE
+from nbtools.doctor import readable
+
+Card = Mapping[str, Any]
+ALL_LAYERS = 24
+"""Up to so many layers all are drawn; of more, those alone that lost filters."""
+MANY_CLASSES = 20
+"""Above so many their images are counted in a fold of the page."""
+CAUTION = (
+    "No clean image carries a trigger, so nothing here can show whether there was a backdoor, or that it is gone. What "
+    "is measured is what the repair costs."
+)
+
+
+def verdict(card: Card) -> list[str]:
+    """What was done and what it cost, in two sentences."""
+    pruned, accuracy, defence = card["pruned"], card["accuracy"], card["defence"]
+    who = f"The defence {defence['name']}"
+    touched = sum(bool(layer["pruned"]) for layer in pruned["layers"].values())
+    count, total, tensors = pruned["count"], pruned["filters"], len(card["output"]["changed_tensors"])
+    steps = f"{defence['tuned_steps']:,} step{'s' * (defence['tuned_steps'] != 1)}"
+    tuned = f" and tuned the weights for {steps}" if defence["tuned_steps"] else ""
+    images = f"{sum(card['images']['for_the_defence']):,} clean images"
+    if count:
+        where = f"{touched} of {len(pruned['layers'])} layers"
+        share = f"{100 * count / total:.2g} %"
+        done = f"{who} pruned {count:,} of {total:,} filters ({share}) in {where}{tuned}, with {images}."
+    elif tensors:
+        how = f"tuned {tensors} tensors for {steps}" if defence["tuned_steps"] else f"changed {tensors} tensors"
+        done = f"{who} {how} and pruned no filter, with {images}."
+    else:
+        done = f"{who} found nothing to prune with {images}: the repaired file holds the same weights."
+    before, after = accuracy["before"], accuracy["after"]
+    low, high = after["interval"]
+    if not accuracy["lost"] + accuracy["gained"]:
+        reading = "no answer changed"
+    elif accuracy["lost"] == accuracy["gained"]:
+        reading = f"as many answers were gained as lost, {accuracy['lost']}"
+    elif accuracy["p_value"] >= 0.05:
+        reading = "a change that chance alone explains"
+    else:
+        reading = f"it {'fell' if accuracy['points'] < 0 else 'rose'} by more than chance explains"
+    cost = (
+        f"On {before['of']:,} held-back images clean accuracy was {before['percent']:.1f} % before and is "
+        f"{after['percent']:.1f} % now (95 % interval {low:.1f} to {high:.1f}): {reading}."
+    )
+    return [done, cost]
+
+
+def page(card: Card, figure: str) -> str:
+    """The whole page.
+
+    Args:
+        card: the JSON card.
+        figure: the score's distribution as a data URL, "" where the defence has no scores.
+    """
+    drawn = ""
+    if figure:
+        drawn = _section(
+            "Every filter's score",
+            f'<img src="{figure}" alt="Score of every filter by layer; crosses mark the pruned filters.">'
+            "<p>A point is a filter; crosses are pruned.</p>",
+        )
+    card = {**card, "verdict": [line.replace(" %", "\u00a0%") for line in card["verdict"]]}
+    sections = [_first_screen(card), _accuracy(card), _layers(card), drawn, _detector(card), _settings(card)]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src '
+        "'unsafe-inline'\">\n"
+        f"<title>Repair of {escape(card['input']['file'])}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in sections if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _section(title: str, inside: str) -> str:
+    return f"<section><h2>{title}</h2>{inside}</section>"
+
+
+def _first_screen(card: Card) -> str:
+    pruned, accuracy, defence = card["pruned"], card["accuracy"], card["defence"]
+    done, cost = map(escape, card["verdict"])
+    tiles = [
+        ("filters pruned", f"{pruned['count']:,}", f"of {pruned['filters']:,}"),
+        ("clean accuracy before", f"{accuracy['before']['percent']:.1f} %", _interval(accuracy["before"])),
+        ("clean accuracy now", f"{accuracy['after']['percent']:.1f} %", _interval(accuracy["after"])),
+        ("time of the defence", _duration(defence["seconds"]), escape(card["hardware"])),
+    ]
+    boxes = "".join(
+        f'<div class="tile"><span>{name}</span><b>{value}</b><small>{below}</small></div>'
+        for name, value, below in tiles
+    )
+    warned = ""
+    if card["warnings"]:
+        lines = "".join(f"<li>{escape(line)}</li>" for line in card["warnings"])
+        warned = f'<aside class="warn"><h2>To be warned of</h2><ul>{lines}</ul></aside>'
+    model = card["model"]
+    about = f"{model['arch']}, width {model['width']}, {model['num_classes']} classes, {card['date'][:10]}"
+    return (
+        f"<header><p class='kind'>Repair report</p><h1>{escape(card['input']['file'])}</h1>"
+        f"<p class='about'>{escape(about)}</p></header><p class='verdict'>{done} {cost}</p>"
+        f"<p class='caution'>{CAUTION}</p>"
+        f'<div class="tiles">{boxes}</div>{warned}'
+    )
+
+
+def _interval(share: Mapping[str, Any]) -> str:
+    return f"{share['interval'][0]:.1f} to {share['interval'][1]:.1f}, {share['right']:,} of {share['of']:,}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _accuracy(card: Card) -> str:
+    """Both accuracies as points with their intervals on one scale, and what changed."""
+    table = card["accuracy"]
+    least = max(0, 10 * int((min(table[when]["interval"][0] for when in ("before", "after")) - 3) / 10))
+
+    def at(value: float) -> float:
+        return 100 * (value - least) / (100 - least)
+
+    rows = ""
+    for when, name in (("before", "before"), ("after", "now")):
+        low, high = map(at, table[when]["interval"])
+        rows += (
+            f'<div class="row"><span class="name">{name}</span><span class="track">'
+            f'<i class="whisker" style="left:{low:.2f}%;width:{high - low:.2f}%"></i>'
+            f'<i class="dot {when}" style="left:{at(table[when]["percent"]):.2f}%"></i></span>'
+            f'<span class="value">{table[when]["percent"]:.1f} %</span></div>'
+        )
+    scale = (
+        f'<div class="row scale"><span></span><span class="ends"><i>{least} %</i><i>100 %</i></span><span></span></div>'
+    )
+    text = (
+        f"<p>Measured on images that the defence never saw, after rounding to the file's own precision. Lines are "
+        f"Wilson 95 % intervals. Right before and wrong now: {table['lost']}; wrong before and right now: "
+        f"{table['gained']} (exact sign test: p = {table['p_value']:.2g}).</p>"
+    )
+    return _section("Clean accuracy on held-back images", f'<div class="chart">{rows}{scale}</div>{text}')
+
+
+def _layers(card: Card) -> str:
+    """A bar a layer: the share of its filters that was pruned."""
+    layers = card["pruned"]["layers"]
+    if not card["pruned"]["count"]:
+        return ""
+    shares = {name: len(layer["pruned"]) / layer["filters"] for name, layer in layers.items()}
+    most = max(shares.values())
+    shown = [name for name in layers if len(layers) <= ALL_LAYERS or shares[name]]
+    rows = "".join(
+        f'<div class="row"><span class="name mono">{escape(layers[name]["shown_as"])}</span><span class="track plain">'
+        f'<i class="bar" style="width:{100 * shares[name] / most:.2f}%"></i></span>'
+        f'<span class="value">{len(layers[name]["pruned"])} of {layers[name]["filters"]}</span></div>'
+        for name in shown
+    )
+    left = (
+        f" {len(layers) - len(shown)} layers without a pruned filter are left out." if len(shown) < len(layers) else ""
+    )
+    alone = len(card["pruned"]["without_batch_norm"])
+    left += f" {alone} convolutions have no batch norm of their own and can't be pruned." if alone else ""
+    items = "".join(
+        f"<tr><td class='mono'>{escape(name)}</td><td>{', '.join(map(str, layer['pruned']))}</td></tr>"
+        for name, layer in layers.items()
+        if layer["pruned"]
+    )
+    listed = f"<details><summary>Numbers of the pruned filters, from 0</summary><table>{items}</table></details>"
+    text = f"<p>In the order of the data. The longest bar is {100 * most:.2g} % of a layer's filters.{left}</p>"
+    return _section("Where filters were pruned", f'<div class="chart">{rows}</div>{text}{listed}')
+
+
+def _detector(card: Card) -> str:
+    """The statistic, its spread, the verdict or why there is none, and the correlation of each layer."""
+    found = card["detector"]
+    if found["statistic"] is None:
+        return _section("Does the model look backdoored?", f"<p>No number: {escape(found['reason'])}.</p>")
+    error = found["standard_error"]
+    spread = f" ± {1.96 * error:.2f} (95 %, over halves of the {found['images']} images)" if error is not None else ""
+    text = f"<p class='number'><b>{found['statistic']:.2f}</b>{spread}</p>"
+    if judged := found.get("verdict"):
+        low, high = (100 * value for value in judged["interval"])
+        least = 1 / (judged["models"] + 1)
+        text += (
+            f"<p>Against {judged['models']} clean reference models: {100 * judged['quantile']:.0f} % of them lie below "
+            f"(p = {judged['p_value']:.2g} that a clean model looks so; so few can't show less than {least:.2g}). "
+            f"Of all such clean models {low:.0f} to {high:.0f} % would lie at or above it (95 %). Small p: it looks "
+            "backdoored. This holds only if the references are of the same kind, trained and measured alike.</p>"
+        )
+    else:
+        text += (
+            "<p><b>This is no verdict, only a number.</b> How high a clean model of the same kind lies is not known "
+            "here; give the statistic of clean models with <code>--references</code> for one.</p>"
+        )
+    rows = "".join(_correlation(card["pruned"]["layers"][name]["shown_as"], v) for name, v in found["layers"].items())
+    text += (
+        "<p>The number is one minus the mean rank correlation of filters' magnitude (size of the weights) and saliency "
+        "(what clean images lose without them) in the last stage, from 0 to 2. In a clean model large filters matter; "
+        "filters that are large and matter to no clean image raise it. The defence did not use it.</p>"
+        f"<details><summary>The correlation in each layer</summary><div class='chart'>{rows}</div></details>"
+    )
+    return _section("Does the model look backdoored?", text)
+
+
+def _correlation(name: str, value: float) -> str:
+    left = 50 + 50 * min(value, 0)
+    return (
+        f'<div class="row"><span class="name mono">{escape(name)}</span><span class="track middle">'
+        f'<i class="bar soft" style="left:{left:.1f}%;width:{50 * abs(value):.1f}%"></i></span>'
+        f'<span class="value">{value:+.2f}</span></div>'
+    )
+
+
+def _settings(card: Card) -> str:
+    given, made, model, images = card["input"], card["output"], card["model"], card["images"]
+    counts = zip(images["classes"], images["for_the_defence"], images["held_back"], strict=True)
+    listed = ", ".join(f"{escape(name)} {learn} + {held}" for name, learn, held in counts)
+    if len(images["classes"]) > MANY_CLASSES:
+        listed = f"<details><summary>{len(images['classes'])} classes</summary>{listed}</details>"
+    versions = ", ".join(f"{name} {number}" for name, number in card["versions"].items())
+    rows = [
+        ("Defence", f"<code>{escape(card['defence']['settings'])}</code>"),
+        ("Normalisation", f"mean {escape(str(model['mean']))}, std {escape(str(model['std']))}"),
+        ("Strides", escape(str(model["strides"])) if model["strides"] else "the architecture's own"),
+        ("Images", f"{images['height_width'][1]}x{images['height_width'][0]} pixels; by class, for the defence + held "
+         "back: " + listed),
+        ("File given", f"{escape(given['file'])}, {given['kind']}, {' and '.join(given['dtypes'])}, "
+         f"{readable(given['bytes'])}<br><code>sha256 {given['sha256']}</code>"),
+        ("File made", f"{escape(made['file'])}, {len(made['changed_tensors'])} tensors changed, "
+         f"{readable(made['bytes'])}<br><code>sha256 {made['sha256']}</code>"),
+        ("How it was read", "<br>".join(map(escape, card["notes"])) or "as it is"),
+        ("Peak memory", readable(card["defence"]["peak_bytes"]) if card["defence"]["peak_bytes"] else "not known"),
+        ("Made with", escape(f"{versions}; {card['hardware']}; {card['date']}; {card['seconds']} s in all")),
+    ]  # fmt: skip
+    body = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
+    return _section("Settings and files", f'<table class="settings">{body}</table>')
