@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import nn
 from nbtools.images import Images, to_floats
 from nbtools.models import layers_of, make_model, prunable_units
 from nbtools.scores import components, spectral_norms
-from nbtools.settings import default_device, hardware, has_bf16, keep_memory, seed_everything
+from nbtools.settings import STRIDES, default_device, hardware, has_bf16, keep_memory, seed_everything
 from nbtools.training import Recipe, train, train_step
 from nbtools.triggers import TRIGGERS, make_trigger, stamp
 
@@ -53,10 +53,10 @@ def random_images(count: int, device: torch.device) -> Images:
     return Images(pixels, labels, tuple("0123456789")).to(device)
 
 
-def model_of(width: int, device: torch.device) -> nn.Module:
+def model_of(width: int, device: torch.device, strides: Sequence[int] = STRIDES) -> nn.Module:
     """A ResNet-18 with random weights: speed does not depend on what it learnt."""
     seed_everything(0)
-    return make_model("resnet18", width=width).to(device)
+    return make_model("resnet18", width=width, strides=strides).to(device)
 
 
 def bench_components(repeats: int, device: torch.device) -> str:
