@@ -13,7 +13,8 @@ from typing import Any
 from nbtools.settings import default_device, get_profile
 
 Order = dict[str, Any]
-"""Profile, width, epochs and seed of a run; attack ("none": clean), poison rate and target of a model."""
+"""Profile, width, epochs and seed of a run; attack ("none": clean), poison rate and target of a model, and `member`,
+its number, where it is one of the zoo's."""
 
 MOST_LANES = 4
 """However many cores there are: each lane holds a model, its data and a kernel in memory."""
@@ -24,7 +25,8 @@ def orders(notebooks: Iterable[Mapping[str, Any]], profile: str) -> list[Order]:
 
     Args:
         notebooks: the parameters of each. Where one has a `poison_rate`, it asks for a model of each attack that it
-            names (a parameter "attack", "hard_attack", ...) and for a clean one.
+            names (a parameter "attack", "hard_attack", ...) and for a clean one. Where one has `zoo_attacks` and
+            `zoo_rate`, it then asks for the models of `nbtools.zoo.zoo`.
         profile: the profile of those that name none.
     """
     asked: list[Order] = []
@@ -33,11 +35,18 @@ def orders(notebooks: Iterable[Mapping[str, Any]], profile: str) -> list[Order]:
             continue
         run = {"profile": given.get("profile") or profile}
         run |= {name: given[name] for name in ("width", "epochs", "seed") if name in given}
-        second = get_profile(run["profile"]).hard_attack
+        scale = get_profile(run["profile"])
         poisoned = {name: given[name] for name in ("poison_rate", "target") if name in given}
-        attacks = [attack for name, value in given.items() if name.endswith("attack") and (attack := value or second)]
-        for attack in [*attacks[:1], *(["none"] if attacks else []), *attacks[1:]]:
-            order = run | {"attack": attack} | (poisoned if attack != "none" else {})
+        named = [value or scale.hard_attack for name, value in given.items() if name.endswith("attack")]
+        attacks = [attack for attack in named if attack]
+        wanted: list[Order] = [{"attack": attack} | poisoned for attack in attacks]
+        wanted[1:1] = [{"attack": "none"}] if attacks else []
+        if "zoo_attacks" in given:
+            kinds, of_zoo = given["zoo_attacks"] or scale.zoo_attacks, poisoned | {"poison_rate": given["zoo_rate"]}
+            for number in range(scale.zoo):
+                attack = {"attack": kinds[number % len(kinds)]}
+                wanted += [{"attack": "none", "member": number}, attack | of_zoo | {"member": number}]
+        for order in (run | model for model in wanted):
             if order not in asked:
                 asked.append(order)
     return asked
@@ -56,14 +65,16 @@ def lanes(profile: str) -> int:
 
 def train(asked: list[Order]) -> Iterator[tuple[str, float]]:
     """Train these models one after the other; yield name and seconds of each that was not in the cache already."""
-    from nbtools import experiments
+    from nbtools import experiments, zoo
 
     for order in asked:
         rest = dict(order)
         attack, poison_rate, target = (rest.pop(name, None) for name in ("attack", "poison_rate", "target"))
+        number = rest.pop("member", None)
         began, started = datetime.now(UTC).replace(microsecond=0), time.monotonic()
         with contextlib.redirect_stdout(io.StringIO()):
             run = experiments.start(quiet=True, **rest)
+            run = run if number is None else zoo.member(run, number)
             model = run.clean_model() if attack == "none" else run.model(attack, poison_rate, target)
         if datetime.fromisoformat(model.card["created"]) >= began:
             yield model.name, time.monotonic() - started

@@ -110,13 +110,15 @@ class Run:
             "trigger": repr(trained.trigger),
             "test_images": len(evaluate.test),
             "reserved": len(self.splits.reserved),
-            "code": _defence_code(defence),
+            "code": defence_code(defence),
         }
 
         def build(_work: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             repair = self.repair(trained, defence, samples_per_class, n_total, draw)
             after = evaluate(repair.model)
-            alone = evaluate(repair.untuned) if repair.untuned is not None else after
+            alone = after  # nothing was tuned; else the pruned copy, which is the model itself where nothing was pruned
+            if repair.untuned is not None:
+                alone = evaluate(repair.untuned) if repair.mask.count else before
             row = {"pruned": repair.mask.count, "filters": repair.mask.filters, "tuned_steps": repair.tuned_steps}
             row |= before.row("_before") | alone.row("_pruned") | after.row("_after")
             return {}, {
@@ -174,7 +176,7 @@ class Run:
         }
 
 
-def _defence_code(defence: Defence) -> str:
+def defence_code(defence: Defence) -> str:
     """A hash of the source that decides a defence's result: a row measured by other code is not found again."""
     here = Path(__file__).parent
     names = ["activations", "saliency", "magnitude", "scores", "pruning", "models"]

@@ -28,24 +28,30 @@ def small(run: Run, seed: int | None = None, epochs: int = 0) -> Run:
     return replace(run, profile=profile, seed=run.seed if seed is None else seed)
 
 
-def zoo(run: Run, attacks: Sequence[str], poison_rates: Sequence[float]) -> Iterator[Trained]:
-    """Clean and poisoned models in turn, each of another seed, as many of each as the profile says.
+def member(run: Run, number: int) -> Run:
+    """The run in which the zoo's clean and poisoned model of this number are trained, each number with its own seed.
 
     Width 16; the stem halves the image, and so does every stage: an epoch costs a thirtieth of width 32's.
+    """
+    train = run.splits.train.subset(torch.arange(min(run.profile.zoo_train, len(run.splits.train))))
+    epochs, lr = run.profile.zoo_epochs or run.profile.epochs, run.profile.zoo_lr or run.profile.lr
+    profile = replace(run.profile, width=MIN_WIDTH, strides=(2, 2, 2, 2, 2), epochs=epochs, lr=lr)
+    return replace(run, profile=profile, seed=run.seed + number, splits=replace(run.splits, train=train))
+
+
+def zoo(run: Run, attacks: Sequence[str], poison_rate: float, target: int = 0) -> Iterator[Trained]:
+    """Clean and poisoned models in turn, as many of each as the profile says; see `member`.
 
     Args:
         run: a notebook's run.
         attacks: names in `nbtools.triggers.TRIGGERS`; the poisoned models take them in turn.
-        poison_rates: one for each attack; see `nbtools.poisoning.poison`.
+        poison_rate: see `nbtools.poisoning.poison`.
+        target: the target class.
 
     Yields:
         A clean model, a poisoned one, and so on.
     """
-    count = run.profile.zoo
-    train = run.splits.train.subset(torch.arange(min(run.profile.zoo_train, len(run.splits.train))))
-    profile = replace(run.profile, width=MIN_WIDTH, strides=(2, 2, 2, 2, 2))
-    for number in range(count):
-        one = replace(run, profile=profile, seed=run.seed + number, splits=replace(run.splits, train=train))
-        yield one.clean_model()
-        kind = number % len(attacks)
-        yield one.model(attacks[kind], poison_rates[kind])
+    for number in range(run.profile.zoo):
+        one, attack = member(run, number), attacks[number % len(attacks)]
+        yield one.clean_model(attack, target)
+        yield one.model(attack, poison_rate, target)

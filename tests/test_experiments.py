@@ -283,7 +283,7 @@ def test_a_row_is_known_by_the_code_of_its_own_defence(tmp_path: Path, monkeypat
     for name in ("one_defence", "the_same_edited"):
         source = "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Own:\n    mu: float = 2\n"
         (tmp_path / f"{name}.py").write_text(f"{source}# {name}\n")
-        codes.append(experiments._defence_code(importlib.import_module(name).Own()))
-    assert len({*codes, experiments._defence_code(Suspiciousness())}) == 3
+        codes.append(experiments.defence_code(importlib.import_module(name).Own()))
+    assert len({*codes, experiments.defence_code(Suspiciousness())}) == 3
     nested = RandomPruning(importlib.import_module("one_defence").Own())
-    assert experiments._defence_code(nested) not in {*codes, experiments._defence_code(RandomPruning(Suspiciousness()))}
+    assert experiments.defence_code(nested) not in {*codes, experiments.defence_code(RandomPruning(Suspiciousness()))}

@@ -16,6 +16,7 @@ from nbtools.ahead import lanes, orders, train
 from nbtools.experiments import start
 from nbtools.lanes import Job, Lanes, Message
 from nbtools.settings import PROFILES
+from nbtools.zoo import zoo
 
 ORDER = {"profile": "quick", "width": 16, "epochs": 1, "seed": 3}
 
@@ -146,6 +147,34 @@ def test_orders_come_in_the_order_of_need_each_once() -> None:
         other | {"attack": "blended"} | poisoned,
     ]
     assert orders(series[:1], "quick") == [] and orders([], "quick") == []
+
+
+def test_a_zoo_is_ordered_after_the_models_of_its_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROFILES, "quick", replace(PROFILES["quick"], zoo=3))
+    given = {"profile": "", "attack": "sig", "zoo_attacks": ["badnets", "blended"], "poison_rate": 0.1, "seed": 4}
+    given |= {"zoo_rate": 0.2}
+    found = [(order["attack"], order.get("member"), order.get("poison_rate")) for order in orders([given], "quick")]
+    assert found == [
+        ("sig", None, 0.1), ("none", None, None), ("none", 0, None), ("badnets", 0, 0.2), ("none", 1, None),
+        ("blended", 1, 0.2), ("none", 2, None), ("badnets", 2, 0.2),
+    ]  # fmt: skip
+    assert {order["seed"] for order in orders([given], "quick")} == {4}, "a member's own seed is the zoo's affair"
+    left_open = {order["attack"] for order in orders([given | {"zoo_attacks": []}], "quick")}
+    assert left_open == {"sig", "none", *PROFILES["quick"].zoo_attacks}
+
+
+def test_a_zoo_trained_ahead_is_the_one_that_a_notebook_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NBTOOLS_CACHE", str(tmp_path))
+    tiny = replace(PROFILES["quick"], train=64, reserved=40, test=40, zoo=2, zoo_train=48, zoo_epochs=1)
+    monkeypatch.setitem(PROFILES, "quick", tiny)
+    given = {"zoo_attacks": ["badnets", "blended"], "zoo_rate": 0.25, "poison_rate": 0.05, "target": 1}
+    asked = orders([ORDER | given], "quick")
+    assert [name for name, _ in train(asked)] == ["clean", "badnets 25 %", "clean", "blended 25 %"]
+    monkeypatch.setattr(trained, "train", lambda *_: pytest.fail("it was trained ahead"))
+    models = list(zoo(start(quiet=True, device="cpu", **ORDER), ["badnets", "blended"], 0.25, 1))
+    assert [model.card["config"]["seed"] for model in models] == [3, 3, 4, 4]
 
 
 def test_what_is_trained_ahead_is_what_a_notebook_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

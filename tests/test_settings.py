@@ -135,6 +135,7 @@ def test_good_parameters_pass(parameters: Mapping[str, Any]) -> None:
         ("poison_rate", 0), ("poison_rate", 1.5), ("poison_rate", math.nan), ("target", -1), ("mu", -0.5),
         ("mu", math.nan), ("mu", [2.0, -1.0]), ("samples_per_class", 0), ("n_total", -1), ("seed", -1),
         ("epochs", -1), ("draws", -3), ("draw", -1), ("target", 10), ("mus", []), ("mus", [2.0, -1.0]), ("low_rate", 2),
+        ("zoo_rate", 0), ("paper_per_class", 0),
     ],
 )  # fmt: skip
 def test_a_parameter_out_of_range_is_refused(name: str, value: object) -> None:
@@ -168,7 +169,8 @@ def test_each_of_a_list_of_attacks_is_checked() -> None:
     check_parameters({"attacks": list(TRIGGERS)})
     with pytest.raises(ValueError, match="unknown attacks 'trojan'; known: badnets, blended, sig, wanet"):
         check_parameters({"attacks": ["badnets", "trojan"]})
-    assert all(set(profile.attacks) <= set(TRIGGERS) for profile in PROFILES.values())
+    assert all({*profile.attacks, *profile.zoo_attacks} <= set(TRIGGERS) for profile in PROFILES.values())
+    assert all(profile.zoo_attacks for profile in PROFILES.values())
 
 
 @pytest.mark.parametrize(("name", "known"), [("profile", PROFILES), ("attack", TRIGGERS), ("hard_attack", TRIGGERS)])

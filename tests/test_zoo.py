@@ -9,7 +9,18 @@ from nbtools.settings import PROFILES
 from nbtools.zoo import small, zoo
 
 TINY = replace(
-    PROFILES["quick"], name="tiny", train=64, reserved=40, test=40, glance=25, epochs=1, zoo=3, zoo_train=48, width=20
+    PROFILES["quick"],
+    name="tiny",
+    train=64,
+    reserved=40,
+    test=40,
+    glance=25,
+    epochs=1,
+    zoo=3,
+    zoo_train=48,
+    zoo_epochs=0,
+    zoo_lr=0,
+    width=20,
 )
 
 
@@ -34,10 +45,18 @@ def test_a_small_network_is_narrow_and_halves_early(run: Run) -> None:
 
 
 def test_a_zoo_has_clean_and_poisoned_models_in_turn_each_of_its_own_seed(run: Run) -> None:
-    models = list(zoo(run, ["badnets", "blended"], [0.25, 0.5]))
-    assert [m.name for m in models] == ["clean", "badnets 25 %", "clean", "blended 50 %", "clean", "badnets 25 %"]
+    models = list(zoo(run, ["badnets", "blended"], 0.25))
+    assert [m.name for m in models] == ["clean", "badnets 25 %", "clean", "blended 25 %", "clean", "badnets 25 %"]
     configs = [m.card["config"] for m in models]
     assert [c["seed"] for c in configs] == [0, 0, 1, 1, 2, 2]
     assert {c["train_images"] for c in configs} == {48} and {c["width"] for c in configs} == {16}
     assert len({m.card["key"] for m in models}) == 6
     assert models[0].model.get_submodule("conv1").stride == (2, 2)
+    assert [type(m.trigger).__name__ for m in models] == ["BadNets"] * 2 + ["Blended"] * 2 + ["BadNets"] * 2
+
+
+def test_a_zoo_has_its_target_and_may_have_its_own_epochs_and_learning_rate(run: Run) -> None:
+    longer = replace(run, profile=replace(run.profile, zoo=1, zoo_epochs=2, zoo_lr=0.01))
+    models = list(zoo(longer, ["badnets"], 0.25, target=1))
+    assert {m.target for m in models} == {1} and [len(m.card["history"]) for m in models] == [2, 2]
+    assert {m.card["config"]["recipe"]["lr"] for m in models} == {0.01}

@@ -548,7 +548,7 @@ stability = {
 print({term: round(value, 2) for term, value in stability.items()})
 
 # %% [markdown]
-# Previous: [05 · Correlation](05_correlation.ipynb) · The series' first page: [00 · Start here](00_start_here.ipynb)
+# Previous: [05 · Correlation](05_correlation.ipynb) · Next: [07 · Feature map pruning](07_feature_map_pruning.ipynb)
 
 # %% tags=["check", "remove-cell"]
 after = main[(main.model == poisoned.name) & (main.stage == "fine-tuned")]
