@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Callable
 
@@ -126,12 +125,10 @@ def bench_sweep(repeats: int, device: torch.device) -> str:
 
     def one_by_one() -> None:
         order = values.argsort()[:some]
-        twin = copy.deepcopy(model)
         for k in range(1, some + 1):
             pruned = torch.zeros(count, dtype=torch.bool, device=device)
             pruned[order[:k]] = True
-            twin = shut(model, units, pruned)
-            accuracy(twin, held)
+            accuracy(shut(model, units, pruned), held)
 
     some = 40
     ours = statistics.median(
@@ -165,7 +162,7 @@ def bench_defences(_repeats: int, device: torch.device) -> str:
     defences["CLP"](model, clean)  # warm
     took: dict[str, float] = {}
     for name, defence in defences.items():
-        took[name] = scale.get(name, 1) * _once(defence, model, clean)
+        took[name] = scale.get(name, 1) * defence(model, clean).seconds
     lines = [
         f"{name:<18} {value:>8.1f} s  {value / took['suspiciousness']:>7.2f} times suspiciousness"
         + (f"  ({scale[name]} times a run of 1/{scale[name]} of its iterations)" if name in scale else "")
@@ -176,10 +173,6 @@ def bench_defences(_repeats: int, device: torch.device) -> str:
         f"at least three times as slow as suspiciousness: {', '.join(met) or 'none'} (claimed: all of {SLOWER})"
     )
     return "\n".join([f"every defence, 100 images, width {WIDTH}:", *lines])
-
-
-def _once(defence: Defence, model: nn.Module, clean: Images) -> float:
-    return defence(model, clean).seconds
 
 
 BENCHES: tuple[Callable[[int, torch.device], str], ...] = (bench_fmp, bench_iterations, bench_sweep, bench_defences)

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from nbtools.activations import watch
 from nbtools.images import Images, to_floats
 from nbtools.models import Units, check_finite, layers_of, prunable_units
-from nbtools.scores import Scores, check_clean
+from nbtools.scores import Scores, check_classes, check_clean
 
 NORMS = {"l1": 1, "l2": 2}
 AT_ONCE = 1000
@@ -152,11 +152,7 @@ def _run(walk: fx.Interpreter, steps: Iterable[tuple[int, fx.Node]], needed: dic
 
 def _losses(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Cross-entropy of each image, float64 `[n]`."""
-    if logits.shape[1] < classes:
-        raise ValueError(
-            f"the model tells {logits.shape[1]} classes apart, the clean images have {classes}; "
-            "use the classes that the model was trained on"
-        )
+    check_classes(logits.shape[1], classes)
     return F.cross_entropy(logits.double(), labels, reduction="none")
 
 

@@ -99,6 +99,19 @@ def check_clean(clean: Images) -> None:
         raise ValueError("there are no clean images; give at least one (ten a class is what the series uses)")
 
 
+def check_classes(outputs: int, classes: int) -> None:
+    """Refuse a model that tells fewer classes apart than the clean images have.
+
+    Raises:
+        ValueError: it names both numbers.
+    """
+    if outputs < classes:
+        raise ValueError(
+            f"the model tells {outputs} classes apart, the clean images have {classes}; "
+            "use the classes that the model was trained on"
+        )
+
+
 def components(
     model: nn.Module,
     clean: Images,
@@ -145,11 +158,7 @@ def components(
                 passing(conv for _, conv, _ in layers) as passed,
             ):
                 logits = model(to_floats(images).requires_grad_())  # frozen weights or not, every map gets a gradient
-                if logits.shape[1] < clean.num_classes:
-                    raise ValueError(
-                        f"the model tells {logits.shape[1]} classes apart, the clean images have {clean.num_classes}; "
-                        "use the classes that the model was trained on"
-                    )
+                check_classes(logits.shape[1], clean.num_classes)
                 loss = saliency_loss(logits, labels, saliency)
             gradients = torch.autograd.grad(loss, [passed[conv][1] for _, conv, _ in layers])
             for (unit, conv, _), gradient in zip(layers, gradients, strict=True):

@@ -15,7 +15,7 @@ from nbtools.trained import Trained
 def small(run: Run, seed: int | None = None, epochs: int = 0) -> Run:
     """The same run with a network that many can be trained of, where its profile asks for that.
 
-    Width 16, and stage 1 halves the image as well: an epoch costs a ninth of width 32's.
+    Width 16, and stage 1 halves the image as well.
 
     Args:
         run: a notebook's run.
@@ -31,7 +31,7 @@ def small(run: Run, seed: int | None = None, epochs: int = 0) -> Run:
 def member(run: Run, number: int) -> Run:
     """The run in which the zoo's clean and poisoned model of this number are trained, each number with its own seed.
 
-    Width 16; the stem halves the image, and so does every stage: an epoch costs a thirtieth of width 32's.
+    Width 16; the stem halves the image, and so does every stage.
     """
     train = run.splits.train.subset(torch.arange(min(run.profile.zoo_train, len(run.splits.train))))
     epochs, lr = run.profile.zoo_epochs or run.profile.epochs, run.profile.zoo_lr or run.profile.lr

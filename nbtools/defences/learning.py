@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nbtools.images import Images, to_floats
 from nbtools.models import Units, check_finite, prunable_units
 from nbtools.pruning import Mask, hold
-from nbtools.scores import check_clean
+from nbtools.scores import check_classes, check_clean
 from nbtools.training import DivergedError, augment
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -42,11 +42,7 @@ def check_inputs(model: nn.Module, clean: Images) -> Units:
     finally:
         for module, training in modes:
             module.training = training
-    if outputs < clean.num_classes:
-        raise ValueError(
-            f"the model tells {outputs} classes apart, the clean images have {clean.num_classes}; "
-            "use the classes that the model was trained on"
-        )
+    check_classes(outputs, clean.num_classes)
     return units
 
 
