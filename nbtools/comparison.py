@@ -22,7 +22,7 @@ from nbtools.defences.fmp import FMP
 from nbtools.defences.mnp import MNP
 from nbtools.defences.nad import NAD
 from nbtools.defences.rnp import RNP
-from nbtools.experiments import Run
+from nbtools.experiments import Run, asked
 from nbtools.images import Images
 from nbtools.trained import Trained
 from nbtools.training import DivergedError
@@ -174,20 +174,10 @@ def _row(run: Run, job: _Job) -> dict[str, Any]:
     try:
         return told | run.defend(trained, job.defence, job.per_class, draw=job.draw) | {"error": ""}
     except DivergedError as error:
-        asked = {
-            "model": trained.name,
-            "attack": trained.attack,
-            "poison_rate": trained.poison_rate,
-            "target": trained.target,
-            "defence": type(job.defence).__name__,
-            "settings": repr(job.defence),
-            "samples_per_class": job.per_class,
-            "n_total": 0,
-            "draw": job.draw,
-        }
+        about = asked(trained, job.defence, job.per_class, 0, job.draw)
         numbers = ("pruned", "acc_after", "asr_after", "ra_after", "der", "seconds", "peak_mb")
         nothing = dict.fromkeys(numbers, math.nan)
-        return told | asked | trained.before.row("_before") | nothing | {"error": str(error)}
+        return told | about | trained.before.row("_before") | nothing | {"error": str(error)}
 
 
 def _warm_up(model: nn.Module, clean: Images) -> None:

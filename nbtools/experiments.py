@@ -91,17 +91,7 @@ class Run:
             whole defence (`_after`), in percent; `der`; the `tuned_steps` of its weights; `seconds`; `peak_mb`, see
             `nbtools.memory.peak`.
         """
-        asked = {
-            "model": trained.name,
-            "attack": trained.attack,
-            "poison_rate": trained.poison_rate,
-            "target": trained.target,
-            "defence": type(defence).__name__,
-            "settings": repr(defence),
-            "samples_per_class": 0 if n_total else samples_per_class,
-            "n_total": n_total,
-            "draw": draw,
-        }
+        told = asked(trained, defence, samples_per_class, n_total, draw)
         evaluate, before = trained.evaluate, trained.before
         if glance:
             evaluate, before = trained.glance, trained.before_at_a_glance
@@ -125,7 +115,7 @@ class Run:
                 "row": {**row, "der": der(before, after), "seconds": repair.seconds, "peak_mb": repair.peak_bytes / 1e6}
             }
 
-        return {**asked, **cached("rows", {**asked, **shaped}, build).card["row"]}
+        return {**told, **cached("rows", {**told, **shaped}, build).card["row"]}
 
     def repair(
         self, trained: Trained, defence: Defence, samples_per_class: int = 10, n_total: int = 0, draw: int = 0
@@ -134,11 +124,11 @@ class Run:
 
         The last one is remembered, model and all, so that a row about it costs its evaluation alone: look, don't touch.
         """
-        asked = repr((trained.card["key"], defence, samples_per_class, n_total, draw))
-        if asked not in self._last:
+        which = repr((trained.card["key"], defence, samples_per_class, n_total, draw))
+        if which not in self._last:
             self._last.clear()
-            self._last[asked] = defence(trained.model, self.draw(samples_per_class, n_total, draw))
-        return self._last[asked]
+            self._last[which] = defence(trained.model, self.draw(samples_per_class, n_total, draw))
+        return self._last[which]
 
     def draw(self, samples_per_class: int = 10, n_total: int = 0, draw: int = 0) -> Images:
         """The defender's clean images; see `nbtools.images.draw_clean`."""
@@ -174,6 +164,21 @@ class Run:
             "nbtools": nbtools.__version__,
             "date": f"{datetime.now(UTC):%Y-%m-%d}",
         }
+
+
+def asked(trained: Trained, defence: Defence, samples_per_class: int, n_total: int, draw: int) -> dict[str, Any]:
+    """What a row is about: model, defence and draw; the first columns of `Run.defend`."""
+    return {
+        "model": trained.name,
+        "attack": trained.attack,
+        "poison_rate": trained.poison_rate,
+        "target": trained.target,
+        "defence": type(defence).__name__,
+        "settings": repr(defence),
+        "samples_per_class": 0 if n_total else samples_per_class,
+        "n_total": n_total,
+        "draw": draw,
+    }
 
 
 def defence_code(defence: Defence) -> str:
