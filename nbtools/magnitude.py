@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from nbtools.activations import watch
 from nbtools.images import Images, to_floats
-from nbtools.models import Units, check_finite, layers_of, prunable_units
+from nbtools.models import Units, bn_factor, check_finite, layers_of, prunable_units
 from nbtools.scores import Scores, check_classes, check_clean
 
 NORMS = {"l1": 1, "l2": 2}
@@ -55,10 +55,8 @@ def magnitudes(model: nn.Module, units: Units | None = None, norm: str = "l1", f
     scores = {}
     for unit, conv, bn in layers_of(model, units or prunable_units(model)):
         weights = conv.weight.detach().flatten(1)
-        scores[unit.conv] = torch.linalg.vector_norm(weights, NORMS[norm], dim=1, dtype=torch.float64)
-        if fold_bn:
-            assert bn.running_var is not None, f"{unit.bn} keeps no running statistics"
-            scores[unit.conv] *= bn.weight.detach().double().abs() * (bn.running_var.double() + bn.eps).rsqrt()
+        norms = torch.linalg.vector_norm(weights, NORMS[norm], dim=1, dtype=torch.float64)
+        scores[unit.conv] = norms * bn_factor(bn) if fold_bn else norms
     return scores
 
 

@@ -238,6 +238,12 @@ def layers_of(model: nn.Module, units: Iterable[Unit]) -> list[tuple[Unit, nn.Co
     return found
 
 
+def bn_factor(bn: nn.BatchNorm2d) -> Tensor:
+    """|gamma_i| / sqrt(var_i + eps), how a batch norm in eval mode scales its channels: float64 `[channels]`."""
+    assert bn.running_var is not None, "a batch norm without running statistics has no fixed factor"
+    return bn.weight.detach().double().abs() * (bn.running_var.double() + bn.eps).rsqrt()
+
+
 def _goes_around(conv: Node, bn: Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether the pair is added, as it is, to what another convolution makes of the same input."""
     sums = (operator.add, operator.iadd, torch.add)

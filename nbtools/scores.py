@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nbtools.activations import MapStatistics, passing, watch
 from nbtools.images import Images, to_floats
-from nbtools.models import Units, check_finite, layers_of, prunable_units
+from nbtools.models import Units, bn_factor, check_finite, layers_of, prunable_units
 from nbtools.saliency import SALIENCY_LOSSES, gradient_norms, gradient_sum, saliency_loss
 
 Scores = dict[str, Tensor]
@@ -48,10 +48,7 @@ def spectral_norms(model: nn.Module, units: Units | None = None, fold_bn: bool =
     scores = {}
     for unit, _, bn in layers:
         sigma = next(norms[unit.kernel[0] * unit.kernel[1]]).double()
-        if fold_bn:
-            assert bn.running_var is not None, f"{unit.bn} keeps no running statistics"
-            sigma = sigma * bn.weight.detach().double().abs() * (bn.running_var.double() + bn.eps).rsqrt()
-        scores[unit.conv] = sigma
+        scores[unit.conv] = sigma * bn_factor(bn) if fold_bn else sigma
     return scores
 
 
