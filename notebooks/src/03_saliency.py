@@ -81,7 +81,7 @@ pd.DataFrame(before).T.round(1)
 # filter: how fast does the loss on them change when its weights move? The gradient $\partial L / \partial W_i$ points
 # into the direction in which the loss climbs fastest, and its length is the slope in that direction:
 #
-# $$\Big\lVert \frac{\partial L}{\partial W_i} \Big\rVert_F , \qquad
+# $$\left\lVert \frac{\partial L}{\partial W_i} \right\rVert_F , \qquad
 # L = \frac{1}{n} \sum_{(x, y) \in D} \ell\big(F(x), y\big)$$
 #
 # One layer, by plain autograd:
@@ -205,7 +205,7 @@ print(f"of the mean length, {100 * float(left.median()):.0f} % is left in the me
 # The nearer a filter lies to its grey point, the more its height is an accident of which images were drawn. So our
 # saliency takes the length first and the mean afterwards:
 #
-# $$s_i = \frac{1}{n} \sum_{(x, y) \in D} \Big\lVert \frac{\partial\, \ell(F(x), y)}{\partial W_i} \Big\rVert_F$$
+# $$s_i = \frac{1}{n} \sum_{(x, y) \in D} \left\lVert \frac{\partial\, \ell(F(x), y)}{\partial W_i} \right\rVert_F$$
 #
 # This is ours. It was chosen on CIFAR-10, where the score with the length of the mean gradient missed backdoors that
 # the score with the mean length removes ([data/README](../data/README.md) has the table); section 8 compares how steady

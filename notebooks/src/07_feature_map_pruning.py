@@ -30,7 +30,6 @@ attack = "badnets"  # badnets, blended, sig or wanet
 poison_rate = 0.05  # share of the training set that carries the trigger
 target = 0  # the class that the trigger leads to
 seed = 0  # of data, initial weights and training
-width = 0  # channels of the first stage; 0 is what the profile says
 epochs = 0  # 0 is what the profile says
 samples_per_class = 10  # the defender's clean images of each class
 most_per_class = 0  # the paper's 500 a class, cut to so many; 0 is what the profile says, -1 leaves them out
@@ -63,9 +62,10 @@ from nbtools.images import draw_clean
 from nbtools.models import layers_of, prunable_units
 from nbtools.pruning import at_random, most_suspicious, pruned_copy
 from nbtools.scores import spectral_norms
+from nbtools.zoo import small
 
 plots.style()
-run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
+run = small(nbtools.start(profile, epochs=epochs, seed=seed))  # in laptop a narrow network
 draws = draws or run.profile.draws
 defence, *_ = (FMP(n_images=n_images, alpha=alpha, epsilon=epsilon, divisor=divisor) for divisor in divisors)
 poisoned = run.model(attack, poison_rate, target)

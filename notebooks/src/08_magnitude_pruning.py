@@ -33,7 +33,6 @@ attack = "badnets"  # badnets, blended, sig or wanet
 poison_rate = 0.05  # share of the training set that carries the trigger
 target = 0  # the class that the trigger leads to
 seed = 0  # of data, initial weights and training
-width = 0  # channels of the first stage; 0 is what the profile says
 epochs = 0  # 0 is what the profile says
 samples_per_class = 10  # the defender's clean images of each class
 paper_per_class = 50  # the number that RNP and its kin take, for section 6; a profile may cut it
@@ -59,9 +58,10 @@ from nbtools import checks, plots
 from nbtools.evaluation import tac
 from nbtools.images import draw_clean, to_floats
 from nbtools.models import layers_of, prunable_units
+from nbtools.zoo import small, zoo
 
 plots.style()
-run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
+run = small(nbtools.start(profile, epochs=epochs, seed=seed))  # in laptop a narrow network
 zoo_attacks = zoo_attacks or run.profile.zoo_attacks
 poisoned = run.model(attack, poison_rate, target)
 clean_twin = run.clean_model(attack, target)
@@ -161,6 +161,7 @@ figure, axes = plt.subplots(1, 2, figsize=(10.5, 4), width_ratios=(1, 1.6))
 axes[0].scatter(fast[layer].cpu(), exact[layer].cpu(), s=14, color=plots.POISONED, linewidth=0)
 axes[0].axhline(0, color=plots.GREY, lw=1)
 axes[0].set(xlabel="|dL/dm|, one backward pass", ylabel="exact: rise of the loss", title=layer)
+axes[0].xaxis.set_major_locator(MaxNLocator(4))
 for (name, values), color in zip(alike.items(), (plots.PURPLE, plots.GREEN), strict=True):
     axes[1].plot(list(values), list(values.values()), "o-", ms=4, color=color, label=name)
 axes[1].axhline(0, color=plots.GREY, lw=1)
@@ -245,7 +246,6 @@ print("mean over the layers:  " + "  ".join(f"{k} {pd.Series(v).mean():+.2f}" fo
 
 # %%
 from nbtools.detection import FORMS, detector_statistic, judge, roc_auc
-from nbtools.zoo import zoo
 
 rows = []
 for trained in zoo(run, zoo_attacks, zoo_rate, target):

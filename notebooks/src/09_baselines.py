@@ -33,7 +33,6 @@ attack = "badnets"  # badnets, blended, sig or wanet
 poison_rate = 0.05  # share of the training set that carries the trigger
 target = 0  # the class that the trigger leads to
 seed = 0  # of data, initial weights and training
-width = 0  # channels of the first stage; 0 is what the profile says
 epochs = 0  # 0 is what the profile says
 samples_per_class = 10  # the defender's clean images of each class
 draw = 0  # which draw of clean images the defender happens to get
@@ -50,27 +49,22 @@ from matplotlib.ticker import MaxNLocator
 
 import nbtools
 from nbtools import checks, plots
-from nbtools.defences import ANP, AWM, NAD, RNP, FinePruning, FineTuning, SpectralNorm
+from nbtools.comparison import contenders
+from nbtools.defences import ANP, AWM, RNP
 from nbtools.defences.soft_masks import SoftMasks
 from nbtools.evaluation import Evaluator, agreement, predict, tac
 from nbtools.images import draw_clean, to_floats
 from nbtools.models import layers_of, prunable_units
 from nbtools.training import augment
+from nbtools.zoo import small
 
 plots.style()
-run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
+run = small(nbtools.start(profile, epochs=epochs, seed=seed))  # in laptop a narrow network
 poisoned = run.model(attack, poison_rate, target)
 clean_twin = run.clean_model(attack, target)
 effort = run.profile.effort
-line_up = {
-    "fine-tuning": FineTuning(),
-    "fine-pruning": FinePruning(),
-    "NAD": NAD(),
-    "CLP": SpectralNorm(),
-    "ANP": ANP(iterations=max(1, round(2000 * effort))),
-    "AWM": AWM(rounds=max(1, round(20 * effort))),
-    "RNP": RNP(),
-}
+entries = contenders(effort)
+line_up = {name: entries[name].defence for name in ("fine-tuning", "fine-pruning", "NAD", "CLP", "ANP", "AWM", "RNP")}
 print(f"effort {effort:g}: {line_up['ANP'].iterations} iterations of ANP, {line_up['AWM'].rounds} rounds of AWM")
 
 # %% [markdown]
@@ -93,8 +87,7 @@ print(f"effort {effort:g}: {line_up['ANP'].iterations} iterations of ANP, {line_
 # evaluator can know.
 
 # %%
-papers_images = {"fine-tuning": "2,500", "fine-pruning": "2,500", "NAD": "2,500", "CLP": "no", "ANP": "500",
-                 "AWM": "500", "RNP": "500"}  # fmt: skip
+papers_images = {name: entries[name].per_class * run.splits.reserved.num_classes for name in line_up}
 clean = run.draw(samples_per_class, draw=draw)
 few_tests = draw_clean(run.splits.test, samples_per_class=10, seed=seed)
 others = few_tests.subset(few_tests.labels != target)
@@ -107,8 +100,8 @@ def repaired(name):
     """The defence of the line-up on the poisoned model; prints what it needs, what it costs, and what came out."""
     repair = run.repair(poisoned, line_up[name], samples_per_class, draw=draw)
     row = run.defend(poisoned, line_up[name], samples_per_class, draw=draw)
-    given = "none" if papers_images[name] == "no" else len(clean)
-    print(f"{name}: {papers_images[name]} clean images in the paper, here {given} · {row['seconds']:.1f} s, "
+    given = len(clean) if papers_images[name] else 0
+    print(f"{name}: {papers_images[name]:,} clean images in the paper, here {given} · {row['seconds']:.1f} s, "
           f"{row['peak_mb']:.0f} MB · ACC {row['acc_before']:.1f} to {row['acc_after']:.1f}, "
           f"ASR {row['asr_before']:.1f} to {row['asr_after']:.1f}")  # fmt: skip
     scores_of[name] = repair.scores
