@@ -123,6 +123,7 @@ PROFILES: dict[str, Profile] = {
             lr=0.2,
             weight_decay=1e-3,
             small=True,
+            zoo_epochs=4,
         ),
         Profile("paper", "cifar10", 45_000, 5_000, 10_000, 64, 60, 128, 10, "the numbers to quote; wants a GPU"),
     )

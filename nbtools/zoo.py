@@ -15,7 +15,9 @@ from nbtools.trained import Trained
 def small(run: Run, seed: int | None = None, epochs: int = 0) -> Run:
     """The same run with a network that many can be trained of, where its profile asks for that.
 
-    Width 16, and stage 1 halves the image as well.
+    Width 16, and stage 1 halves the image as well. The training crops no image: crops often cut a patch in the corner
+    away, and so narrow a network then does not learn it (the zoo's, CIFAR-10, BadNets at 10 %: ASR 6 after ten epochs
+    with crops, 96 after four without).
 
     Args:
         run: a notebook's run.
@@ -24,18 +26,18 @@ def small(run: Run, seed: int | None = None, epochs: int = 0) -> Run:
     """
     profile = replace(run.profile, epochs=epochs or run.profile.epochs)
     if profile.small:
-        profile = replace(profile, width=MIN_WIDTH, strides=(1, 2, 2, 2, 2))
+        profile = replace(profile, width=MIN_WIDTH, strides=(1, 2, 2, 2, 2), padding=0)
     return replace(run, profile=profile, seed=run.seed if seed is None else seed)
 
 
 def member(run: Run, number: int) -> Run:
     """The run in which the zoo's clean and poisoned model of this number are trained, each number with its own seed.
 
-    Width 16; the stem halves the image, and so does every stage.
+    Width 16; the stem halves the image, and so does every stage; no crops, as in `small`.
     """
     train = run.splits.train.subset(torch.arange(min(run.profile.zoo_train, len(run.splits.train))))
     epochs, lr = run.profile.zoo_epochs or run.profile.epochs, run.profile.zoo_lr or run.profile.lr
-    profile = replace(run.profile, width=MIN_WIDTH, strides=(2, 2, 2, 2, 2), epochs=epochs, lr=lr)
+    profile = replace(run.profile, width=MIN_WIDTH, strides=(2, 2, 2, 2, 2), padding=0, epochs=epochs, lr=lr)
     return replace(run, profile=profile, seed=run.seed + number, splits=replace(run.splits, train=train))
 
 

@@ -38,18 +38,19 @@ def test_a_profile_that_does_not_ask_for_it_keeps_its_network(run: Run) -> None:
     assert (other.seed, other.profile.epochs, other.profile.width) == (3, 2, 20) and other.splits is run.splits
 
 
-def test_a_small_network_is_narrow_and_halves_early(run: Run) -> None:
-    profile = small(replace(run, profile=replace(TINY, small=True))).profile
-    assert (profile.width, profile.strides) == (16, (1, 2, 2, 2, 2))
-    assert replace(profile, width=20, small=False) == TINY, "nothing else may differ"
+def test_a_small_network_is_narrow_halves_early_and_is_shown_whole_images(run: Run) -> None:
+    profile = small(replace(run, profile=replace(TINY, small=True, padding=4))).profile
+    assert (profile.width, profile.strides, profile.padding) == (16, (1, 2, 2, 2, 2), 0)
+    assert replace(profile, width=20, strides=TINY.strides, small=False) == TINY, "nothing else may differ"
 
 
 def test_a_zoo_has_clean_and_poisoned_models_in_turn_each_of_its_own_seed(run: Run) -> None:
-    models = list(zoo(run, ["badnets", "blended"], 0.25))
+    models = list(zoo(replace(run, profile=replace(TINY, padding=4)), ["badnets", "blended"], 0.25))
     assert [m.name for m in models] == ["clean", "badnets 25 %", "clean", "blended 25 %", "clean", "badnets 25 %"]
     configs = [m.card["config"] for m in models]
     assert [c["seed"] for c in configs] == [0, 0, 1, 1, 2, 2]
     assert {c["train_images"] for c in configs} == {48} and {c["width"] for c in configs} == {16}
+    assert {c["recipe"]["padding"] for c in configs} == {0}
     assert len({m.card["key"] for m in models}) == 6
     assert models[0].model.get_submodule("conv1").stride == (2, 2)
     assert [type(m.trigger).__name__ for m in models] == ["BadNets"] * 2 + ["Blended"] * 2 + ["BadNets"] * 2
