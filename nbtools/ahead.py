@@ -34,7 +34,7 @@ def orders(notebooks: Iterable[Mapping[str, Any]], profile: str) -> list[Order]:
         if "poison_rate" not in given:
             continue
         run = {"profile": given.get("profile") or profile}
-        run |= {name: given[name] for name in ("width", "epochs", "seed") if name in given}
+        run |= {name: given.get(name, 0) for name in ("width", "epochs", "seed")}
         scale = get_profile(run["profile"])
         poisoned = {name: given[name] for name in ("poison_rate", "target") if name in given}
         named = [value or scale.hard_attack for name, value in given.items() if name.endswith("attack")]

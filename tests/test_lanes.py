@@ -132,6 +132,7 @@ def test_orders_come_in_the_order_of_need_each_once() -> None:
         {"profile": "", "images": 20},
         common | {"attack": "badnets"},
         common | {"attack": "badnets", "hard_attack": ""},
+        {name: value for name, value in (common | {"attack": "badnets"}).items() if name not in ("width", "epochs")},
         common | {"attack": "badnets", "hard_attack": "wanet"},
         common | {"attack": "badnets", "hard_attack": "", "seed": 2, "profile": "laptop"},
     ]
