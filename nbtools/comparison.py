@@ -24,6 +24,7 @@ from nbtools.defences.nad import NAD
 from nbtools.defences.rnp import RNP
 from nbtools.experiments import Run, asked
 from nbtools.images import Images
+from nbtools.settings import PROFILES, Profile
 from nbtools.trained import Trained
 from nbtools.training import DivergedError
 
@@ -46,22 +47,17 @@ class Contender:
     source: str
 
 
-def contenders(effort: float = 1.0) -> dict[str, Contender]:
+def contenders(profile: Profile | None = None) -> dict[str, Contender]:
     """The line-up: the name in figures to the defence, one setting for all attacks.
 
     Amounts are those of 50,000 training images: 1 % is 50 a class, 5 % is 250, 10 % is 500.
 
     Args:
-        effort: in (0, 1], a matter of scale: share of ANP's iterations, AWM's rounds (at least 1) and the images that
-            FMP scores with (at least 8 of its 32).
-
-    Raises:
-        ValueError: for an effort out of its range.
+        profile: may cut ANP's iterations, AWM's rounds and the images that FMP scores with; None is the papers' scale.
     """
-    if not 0 < effort <= 1:
-        raise ValueError(f"effort must lie in (0, 1], got {effort}")
-    fmp = FMP(n_images=max(8, round(32 * effort)))
-    anp, awm = ANP(iterations=max(1, round(2000 * effort))), AWM(rounds=max(1, round(20 * effort)))
+    scale = profile or PROFILES["paper"]
+    fmp, anp = FMP(n_images=scale.fmp_images), ANP(iterations=scale.anp_iterations)
+    awm = AWM(rounds=scale.awm_rounds)
     return {
         "suspiciousness": Contender(Suspiciousness(), 10, "2311.07417; the formula, mu and the fine-tuning are ours"),
         "CLP": Contender(SpectralNorm(), 0, "CLP, ECCV 2022, u = 3; needs no image"),
@@ -74,6 +70,16 @@ def contenders(effort: float = 1.0) -> dict[str, Contender]:
         "fine-pruning": Contender(FinePruning(), 250, "1805.12185; the recipe is ours, the amount is NAD's"),
         "fine-tuning": Contender(FineTuning(), 250, "the field's baseline; the recipe is ours, the amount is NAD's"),
     }
+
+
+def cuts(line_up: Mapping[str, Contender]) -> dict[str, str]:
+    """What is smaller than its paper has it: the name in the line-up to, say, "iterations 40 instead of 2000"."""
+    found = {}
+    for name, entry in line_up.items():
+        mine, papers = vars(entry.defence), vars(contenders()[name].defence)
+        if changed := [f"{n} {mine[n]} instead of {papers[n]}" for n in mine if mine[n] != papers[n]]:
+            found[name] = ", ".join(changed)
+    return found
 
 
 @dataclass(frozen=True)

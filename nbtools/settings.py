@@ -41,7 +41,9 @@ class Profile:
         zoo_epochs: their epochs; 0 is `epochs`.
         zoo_lr: their highest learning rate; 0 is `lr`.
         zoo_attacks: those of the poisoned ones, in turn.
-        effort: share of the iterations that their papers give to the defences that learn, in (0, 1].
+        anp_iterations: of the defence ANP, which has 2,000 in its paper's code.
+        awm_rounds: of AWM, which has 20.
+        fmp_images: that FMP scores with, 32 in its paper's code.
         most_per_class: the papers' own amounts of clean images are cut to so many a class.
     """
 
@@ -69,7 +71,9 @@ class Profile:
     zoo_epochs: int = 0
     zoo_lr: float = 0
     zoo_attacks: tuple[str, ...] = ("badnets", "blended")
-    effort: float = 1.0
+    anp_iterations: int = 2_000
+    awm_rounds: int = 20
+    fmp_images: int = 32
     most_per_class: int = 500
 
 
@@ -105,7 +109,9 @@ PROFILES: dict[str, Profile] = {
             zoo_epochs=3,
             zoo_lr=0.05,
             zoo_attacks=("blended",),
-            effort=0.02,
+            anp_iterations=40,
+            awm_rounds=1,
+            fmp_images=8,
             most_per_class=10,
         ),
         # Ten epochs are few: at a rate of 0.1 and a decay of 5e-4 the backdoor stays spread over many filters.
@@ -124,6 +130,7 @@ PROFILES: dict[str, Profile] = {
             weight_decay=1e-3,
             small=True,
             zoo_epochs=4,
+            anp_iterations=500,
         ),
         Profile("paper", "cifar10", 45_000, 5_000, 10_000, 64, 60, 128, 10, "the numbers to quote; wants a GPU"),
     )

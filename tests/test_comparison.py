@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nbtools import leakage, published
-from nbtools.comparison import Contender, compare, contenders, summary
+from nbtools.comparison import Contender, compare, contenders, cuts, summary
 from nbtools.defences import Repair, SpectralNorm
 from nbtools.defences.anp import ANP
 from nbtools.defences.learning import Validation, accuracy
@@ -107,27 +107,15 @@ def test_every_paper_is_in_the_line_up_with_its_amount() -> None:
     assert all(entry.source for entry in contenders().values())
 
 
-def test_effort_scales_work_and_nothing_else() -> None:
-    whole, tenth, least = contenders(), contenders(0.1), contenders(1e-9)
-    changed = {name for name in whole if tenth[name] != whole[name]}
-    assert changed == {"ANP", "AWM", "FMP"}
-    fields: dict[str, tuple[str, list[Any]]] = {
-        "ANP": ("iterations", [2000, 200, 1]),
-        "AWM": ("rounds", [20, 2, 1]),
-        "FMP": ("n_images", [32, 8, 8]),
+def test_a_profile_cuts_work_and_nothing_else() -> None:
+    whole, quick = contenders(), contenders(PROFILES["quick"])
+    assert whole == contenders(PROFILES["paper"]) and cuts(whole) == {}
+    assert cuts(quick) == {
+        "FMP": "n_images 8 instead of 32",
+        "ANP": "iterations 40 instead of 2000",
+        "AWM": "rounds 1 instead of 20",
     }
-    for name, (field, values) in fields.items():
-        scaled: list[Any] = [line_up[name].defence for line_up in (whole, tenth, least)]
-        assert [getattr(defence, field) for defence in scaled] == values
-        assert len({repr(replace(defence, **{field: 9})) for defence in scaled}) == 1, (
-            "nothing but the scale may differ"
-        )
-
-
-@pytest.mark.parametrize("effort", [0, -0.5, 1.01, math.nan])
-def test_an_effort_out_of_range_is_refused(effort: float) -> None:
-    with pytest.raises(ValueError, match=r"effort must lie in \(0, 1\]"):
-        contenders(effort)
+    assert {name for name in whole if whole[name] != quick[name]} == set(cuts(quick))
 
 
 def test_all_defend_the_same_models_with_the_same_amounts(rows: Any) -> None:

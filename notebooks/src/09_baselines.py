@@ -49,7 +49,7 @@ from matplotlib.ticker import MaxNLocator
 
 import nbtools
 from nbtools import checks, plots
-from nbtools.comparison import contenders
+from nbtools.comparison import contenders, cuts
 from nbtools.defences import ANP, AWM, RNP
 from nbtools.defences.soft_masks import SoftMasks
 from nbtools.evaluation import Evaluator, agreement, predict, tac
@@ -62,14 +62,14 @@ plots.style()
 run = small(nbtools.start(profile, epochs=epochs, seed=seed))  # in laptop a narrow network
 poisoned = run.model(attack, poison_rate, target)
 clean_twin = run.clean_model(attack, target)
-effort = run.profile.effort
-entries = contenders(effort)
+entries = contenders(run.profile)
 line_up = {name: entries[name].defence for name in ("fine-tuning", "fine-pruning", "NAD", "CLP", "ANP", "AWM", "RNP")}
-print(f"effort {effort:g}: {line_up['ANP'].iterations} iterations of ANP, {line_up['AWM'].rounds} rounds of AWM")
+cut_short = {name: cut for name, cut in cuts(entries).items() if name in line_up}
+print(f"cut short by this profile: {cut_short or 'nothing'}")
 
 # %% [markdown]
-# A profile's *effort* is a matter of scale, like the number of test images: the share of their papers' iterations that
-# the two slowest get. Where it is below 1, their rows say what a hurried ANP or AWM does, not what the papers' does.
+# How many iterations the two slowest get is a matter of scale, like the number of test images, and the profile's.
+# Where one is cut short, its row says what a hurried ANP or AWM does, not what the paper's does.
 #
 # | in the papers | here |
 # |---|---|
@@ -644,7 +644,7 @@ table = []
 for name, defence in line_up.items():
     for trained in (poisoned, clean_twin):
         row = run.defend(trained, defence, samples_per_class, draw=draw)
-        table.append({"name": name, "effort": effort if name in ("ANP", "AWM") else 1.0, **row})
+        table.append({"name": name, "cut_short": name in cut_short, **row})
 table = pd.DataFrame(table)
 run.save_rows(table, "09_baselines")
 wide = table.pivot(index="name", columns="attack").loc[list(line_up)]

@@ -49,7 +49,7 @@ import torch
 
 import nbtools
 from nbtools import checks, plots
-from nbtools.comparison import compare, contenders, summary
+from nbtools.comparison import compare, contenders, cuts, summary
 from nbtools.evaluation import predict
 from nbtools.leakage import TOLERANCE, WAYS, threshold_choices
 from nbtools.published import leaderboard
@@ -99,11 +99,12 @@ pd.DataFrame({model.name: model.before.row() for model in models}).T.round(1)
 # is not the same remedy as one that needs a hundred images, hence the first. The line-up, and what in it is ours:
 
 # %%
-line_up, effort = contenders(run.profile.effort), run.profile.effort
-print(f"effort {effort:g}: the share of FMP's scoring images, ANP's iterations and AWM's rounds that this profile runs")
-print("\ndefence         images a class   source, and what in it is ours")
+line_up = contenders(run.profile)
+print("defence         images a class   source, and what in it is ours")
 for name, one in line_up.items():
     print(f"{name:<15} {one.per_class or 'none':>14}   {one.source}")
+cut_short = cuts(line_up)
+print(f"\ncut short by this profile: {cut_short or 'nothing'}")
 
 # %% [markdown]
 # One number for both sides of a repair, 50 for a defence that does nothing and 100 for one that removes a perfect
@@ -240,7 +241,6 @@ plots.show(figure, "ACC lost against ASR left: large marks are each defence's me
 # %%
 alike = rows[(rows.model == poisoned.name) & (rows.samples_per_class == samples_per_class) & (rows.draw == 0)]
 alike = alike.set_index("name").sort_values("seconds")
-cut_short = {name for name in alike.index if line_up[name].defence != contenders()[name].defence}
 figure, axes = plt.subplots(1, 2, figsize=(10, 0.32 * len(alike) + 1.2), sharey=True)
 columns = ("seconds", "seconds (log scale)"), ("peak_mb", "peak memory above what was in use (MB)")
 for axis, (column, label) in zip(axes, columns, strict=True):
@@ -321,7 +321,7 @@ plots.show(figure, "Bars of the clean accuracy that each defence costs a clean m
 # > fall? And will it stop before the oracle does, or after?
 
 # %%
-learned = [model for model in models[:-1] if model.before.asr >= 50][:2]
+learned = [model for model in models[:-1] if model.before.asr >= 50 and model.poison_rate != low_rate][:2]
 sweeps = []
 for model in learned:
     for name in ("ANP", "RNP"):
