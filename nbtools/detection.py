@@ -17,6 +17,7 @@ from torch import nn
 
 from nbtools.images import Images
 from nbtools.magnitude import last_stage, magnitudes, rank_correlations, rank_residuals, saliencies
+from nbtools.scores import Scores
 
 FORMS = ("last stage mean", "minimum", "largest residual")
 
@@ -48,8 +49,21 @@ def detector_statistic(
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}; known: {', '.join(FORMS)}")
     magnitude, saliency = magnitudes(model, None, norm, fold_bn), saliencies(model, clean, exact)
+    return _statistic(form, magnitude, saliency, last_stage(model, clean))
+
+
+def detector_statistics(
+    model: nn.Module, clean: Images, norm: str = "l1", fold_bn: bool = False, exact: bool = False
+) -> dict[str, float]:
+    """Every form of `detector_statistic` by its name, from one measurement of the model."""
+    magnitude, saliency = magnitudes(model, None, norm, fold_bn), saliencies(model, clean, exact)
+    last = last_stage(model, clean)
+    return {form: _statistic(form, magnitude, saliency, last) for form in FORMS}
+
+
+def _statistic(form: str, magnitude: Scores, saliency: Scores, last: list[str]) -> float:
     if form == "last stage mean":
-        magnitude = {name: magnitude[name] for name in last_stage(model, clean)}
+        magnitude = {name: magnitude[name] for name in last}
     rho = list(rank_correlations(magnitude, saliency).values())
     if not rho:
         raise ValueError(

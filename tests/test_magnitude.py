@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from tiny import bits, network, pictures, plain, same_bits
 from torch import Tensor, nn
 
-from nbtools.detection import FORMS, detector_statistic, judge, roc_auc
+from nbtools.detection import FORMS, detector_statistic, detector_statistics, judge, roc_auc
 from nbtools.images import Images
 from nbtools.magnitude import (
     last_stage,
@@ -192,6 +192,7 @@ def test_each_statistic_is_its_formula() -> None:
     rho = magnitude_saliency(model, clean, "l2", True)
     last = [value for name, value in rho.items() if name.startswith("layer4")]
     found = {form: detector_statistic(model, clean, form, "l2", True) for form in FORMS}
+    assert detector_statistics(model, clean, "l2", True) == found
     assert found["last stage mean"] == pytest.approx(1 - sum(last) / 5)
     assert found["minimum"] == pytest.approx(1 - min(rho.values()))
     residuals = rank_residuals(magnitudes(model, None, "l2", True), saliencies(model, clean))

@@ -245,13 +245,12 @@ print("mean over the layers:  " + "  ".join(f"{k} {pd.Series(v).mean():+.2f}" fo
 # > believe it?
 
 # %%
-from nbtools.detection import FORMS, detector_statistic, judge, roc_auc
+from nbtools.detection import FORMS, detector_statistic, detector_statistics, judge, roc_auc
 
 rows = []
 for trained in zoo(run, zoo_attacks, zoo_rate, target):
     about = {"model": trained.name, "seed": trained.card["config"]["seed"], **trained.before.row()}
-    forms = {form: detector_statistic(trained.model, clean, form) for form in FORMS}
-    rows.append(about | forms)
+    rows.append(about | detector_statistics(trained.model, clean))
 models = pd.DataFrame(rows)
 backdoored = models.model != "clean"
 run.save_rows(models, "08_zoo")
