@@ -12,6 +12,7 @@ from nbtools.triggers import TRIGGERS
 CLASSES = 10
 """Of every data set that a profile uses."""
 _MU = (lambda v: v >= 0, "0 or more (standard deviations above the layer's mean)")
+_STEP = (lambda v: 0 < v <= 1, "a step in images from 0 to 1: above 0 and at most 1")
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "poison_rate": (lambda v: 0 < v <= 1, "a share of the training set, above 0 and at most 1"),
     "low_rate": (lambda v: 0 <= v <= 1, "0 (none), or a share of the training set, at most 1"),
@@ -23,6 +24,9 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "zoo_rate": (lambda v: 0 < v <= 1, "a share of the training set, above 0 and at most 1"),
     "patience": (lambda v: v >= 0, "0 or more seconds"),
     "n_images": (lambda v: v >= 1, "1 or more images"),
+    "alpha": _STEP,
+    "epsilon": _STEP,
+    "divisors": (lambda v: v >= 2, "2 or more: one channel in so many is pruned"),
     "mu": _MU,
     "mus": _MU,
     "samples_per_class": (lambda v: v >= 1, "1 or more clean images a class"),
