@@ -135,7 +135,8 @@ def test_good_parameters_pass(parameters: Mapping[str, Any]) -> None:
         ("poison_rate", 0), ("poison_rate", 1.5), ("poison_rate", math.nan), ("target", -1), ("mu", -0.5),
         ("mu", math.nan), ("mu", [2.0, -1.0]), ("samples_per_class", 0), ("n_total", -1), ("seed", -1),
         ("epochs", -1), ("draws", -3), ("draw", -1), ("target", 10), ("mus", []), ("mus", [2.0, -1.0]), ("low_rate", 2),
-        ("zoo_rate", 0), ("paper_per_class", 0), ("alpha", 0), ("epsilon", 1.5), ("divisors", [64, 1]), ("divisors", []),
+        ("zoo_rate", 0), ("paper_per_class", 0), ("alpha", 0), ("epsilon", 1.5), ("divisors", [64, 1]),
+        ("divisors", []),
     ],
 )  # fmt: skip
 def test_a_parameter_out_of_range_is_refused(name: str, value: object) -> None:
