@@ -19,7 +19,7 @@ from nbtools.training import DivergedError, augment
 
 TEACHER, STUDENT = Epochs(epochs=1, batch_size=8), Epochs(epochs=2, batch_size=8, nesterov=True, cutout=5)
 SHORT = NAD(TEACHER, STUDENT)
-SMALL = NAD(TEACHER, STUDENT, betas=(500.0, 1000.0), layers=("conv1", "conv2"))
+SMALL = NAD(TEACHER, STUDENT, betas=(5.0, 10.0), layers=("conv1", "conv2"))
 """For the network of two convolutions."""
 
 
@@ -66,15 +66,27 @@ def test_attention_has_length_one_whatever_the_scale_and_dead_maps_no_gradient()
     assert not attention(dead).any() and dead.grad is not None and not dead.grad.any()
 
 
-def test_the_distance_is_the_weighted_sum_of_mean_squares() -> None:
-    generator = torch.Generator().manual_seed(0)
-    sizes = {"layer2": (4, 8, 6, 6), "layer3": (4, 16, 3, 3), "layer4": (4, 32, 2, 2)}
-    student, teacher = ({n: torch.randn(size, generator=generator) for n, size in sizes.items()} for _ in range(2))
+def maps_of(sizes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
+
+
+def test_on_the_papers_maps_the_distance_is_the_public_codes_weighted_mean_squares() -> None:
+    sizes: dict[str, tuple[int, ...]] = {"layer2": (4, 8, 16, 16), "layer3": (4, 16, 8, 8), "layer4": (4, 32, 4, 4)}
+    student, teacher = maps_of(sizes, 0), maps_of(sizes, 1)
     expected = 0.0
     for name, beta in zip(sizes, (500, 1000, 1000), strict=True):
         gap = plain_attention(student[name], 2) - plain_attention(teacher[name], 2)
         expected += beta * sum(float(g) ** 2 for g in gap.flatten()) / gap.numel()
     assert float(NAD().distance(student, teacher)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_distance_does_not_grow_where_maps_are_smaller() -> None:
+    """Each position four times, at half the height: the same unit vectors, spread over four times the positions."""
+    sizes: dict[str, tuple[int, ...]] = {"layer2": (4, 8, 6, 6), "layer3": (4, 16, 3, 3), "layer4": (4, 32, 2, 2)}
+    student, teacher = maps_of(sizes, 0), maps_of(sizes, 1)
+    larger = [{n: F.interpolate(m, scale_factor=2.0) for n, m in maps.items()} for maps in (student, teacher)]
+    assert float(NAD().distance(*larger)) == pytest.approx(float(NAD().distance(student, teacher)), rel=1e-4)
     assert float(NAD().distance(student, student)) == 0
     assert float(NAD(betas=(0, 0, 0)).distance(student, teacher)) == 0
 
@@ -101,11 +113,11 @@ def test_the_student_takes_the_steps_of_a_written_out_loop(name: str, first_lr: 
                 taught, _ = stages(teacher, inputs)
             learned, logits = stages(student, inputs)
             loss = F.cross_entropy(logits, clean.labels[batch])
-            for beta, layer in ((500, "layer2"), (1000, "layer3"), (1000, "layer4")):
+            for beta, layer in ((500 / 256, "layer2"), (1000 / 64, "layer3"), (1000 / 16, "layer4")):
                 maps = [found[layer].pow(2).sum(1).flatten(1) for found in (learned, taught)]
                 gap = maps[0] / (maps[0].norm(dim=1, keepdim=True) + 1e-6)
                 gap = gap - maps[1] / (maps[1].norm(dim=1, keepdim=True) + 1e-6)
-                loss = loss + beta * gap.pow(2).mean()
+                loss = loss + beta * gap.pow(2).sum() / len(gap)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -136,7 +148,7 @@ def test_the_teacher_is_fine_tuned_and_the_student_starts_from_the_model() -> No
 def test_distillation_brings_attention_closer_to_the_teacher() -> None:
     model, clean = plain(), pictures(32)
     teaching, learning = Epochs(epochs=10, lr=0.1, batch_size=8), Epochs(epochs=15, lr=0.005, batch_size=8)
-    defence = NAD(teaching, learning, betas=(500.0, 1000.0), layers=("bn1", "bn2"))
+    defence = NAD(teaching, learning, betas=(5.0, 10.0), layers=("bn1", "bn2"))
     teacher = copy.deepcopy(model)
     teaching(teacher, clean)
     gaps = []
@@ -280,7 +292,7 @@ def test_settings_are_checked_before_any_work(values: dict[str, float], message:
 
 def test_the_settings_are_those_of_the_public_code() -> None:
     defence = NAD()
-    assert defence.layers == ("layer2", "layer3", "layer4") and defence.betas == (500, 1000, 1000)
+    assert defence.layers == ("layer2", "layer3", "layer4") and defence.betas == (500 / 256, 1000 / 64, 1000 / 16)
     assert (defence.teacher.epochs, defence.student.epochs, defence.power) == (10, 20, 2)
     student = defence.student
     assert (student.lr_at(0), student.lr_at(19), student.nesterov) == (0.01, 0.01, True)
