@@ -11,6 +11,9 @@ from nbtools.experiments import Run
 from nbtools.models import MIN_WIDTH
 from nbtools.trained import Trained
 
+FIRST = 100
+"""What a member's number is added to for its seed: the detector was developed on models with the seeds 0 to 8."""
+
 
 def small(run: Run, seed: int | None = None, epochs: int = 0) -> Run:
     """The same run with a network that many can be trained of, where its profile asks for that.
@@ -38,7 +41,7 @@ def member(run: Run, number: int) -> Run:
     train = run.splits.train.subset(torch.arange(min(run.profile.zoo_train, len(run.splits.train))))
     epochs, lr = run.profile.zoo_epochs or run.profile.epochs, run.profile.zoo_lr or run.profile.lr
     profile = replace(run.profile, width=MIN_WIDTH, strides=(2, 2, 2, 2, 2), padding=0, epochs=epochs, lr=lr)
-    return replace(run, profile=profile, seed=run.seed + number, splits=replace(run.splits, train=train))
+    return replace(run, profile=profile, seed=run.seed + FIRST + number, splits=replace(run.splits, train=train))
 
 
 def zoo(run: Run, attacks: Sequence[str], poison_rate: float, target: int = 0) -> Iterator[Trained]:

@@ -175,7 +175,7 @@ def test_a_zoo_trained_ahead_is_the_one_that_a_notebook_asks_for(
     assert [name for name, _ in train(asked)] == ["clean", "badnets 25 %", "clean", "blended 25 %"]
     monkeypatch.setattr(trained, "train", lambda *_: pytest.fail("it was trained ahead"))
     models = list(zoo(start(quiet=True, device="cpu", **ORDER), ["badnets", "blended"], 0.25, 1))
-    assert [model.card["config"]["seed"] for model in models] == [3, 3, 4, 4]
+    assert [model.card["config"]["seed"] for model in models] == [103, 103, 104, 104]
 
 
 def test_what_is_trained_ahead_is_what_a_notebook_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,9 +191,11 @@ def test_each_statistic_is_its_formula() -> None:
     model, clean = network(), pictures(4, size=8)
     rho = magnitude_saliency(model, clean, "l2", True)
     last = [value for name, value in rho.items() if name.startswith("layer4")]
+    first = [rho[name] for name in magnitudes(model) if name.startswith(("conv1", "layer1", "layer2"))]
     found = {form: detector_statistic(model, clean, form, "l2", True) for form in FORMS}
     assert detector_statistics(model, clean, "l2", True) == found
     assert found["last stage mean"] == pytest.approx(1 - sum(last) / 5)
+    assert found["first half mean"] == pytest.approx(1 - sum(first[:10]) / 10)
     assert found["minimum"] == pytest.approx(1 - min(rho.values()))
     residuals = rank_residuals(magnitudes(model, None, "l2", True), saliencies(model, clean))
     assert found["largest residual"] == pytest.approx(max(float(part.max()) for part in residuals.values()))
@@ -212,7 +214,8 @@ def test_a_filter_that_grows_and_does_no_clean_work_raises_the_statistic() -> No
     with torch.no_grad():
         changed.conv2.weight[:3] *= 100
         changed.bn2.weight[:3] = changed.bn2.bias[:3] = 0
-    assert detector_statistic(changed, clean) > detector_statistic(model, clean) + 0.1
+    before, after = (detector_statistic(one, clean, "last stage mean", fold_bn=False) for one in (model, changed))
+    assert after > before + 0.1
 
 
 def test_the_area_counts_pairs_and_ties_half() -> None:
@@ -275,7 +278,7 @@ def broken() -> nn.Module:
         (lambda: saliencies(plain(), unlike(), True), "tells 4 classes apart, the clean images have 5"),
         (lambda: saliencies(nn.Sequential(nn.Conv2d(3, 4, 3)), pictures(4)), "no convolution that is followed by a"),
         (lambda: magnitudes(plain(), norm="l3"), "unknown norm 'l3'; known: l1, l2"),
-        (lambda: detector_statistic(plain(), pictures(4), "mean"), "unknown form 'mean'; known: last stage mean"),
+        (lambda: detector_statistic(plain(), pictures(4), "mean"), "unknown form 'mean'; known: first half mean"),
         (lambda: roc_auc([], [1]), "at least one model of each kind"),
         (lambda: roc_auc([1], [math.nan]), "none NaN, got"),
         (lambda: roc_auc([1], [2], 1), "level must lie in"),

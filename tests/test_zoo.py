@@ -48,7 +48,7 @@ def test_a_zoo_has_clean_and_poisoned_models_in_turn_each_of_its_own_seed(run: R
     models = list(zoo(replace(run, profile=replace(TINY, padding=4)), ["badnets", "blended"], 0.25))
     assert [m.name for m in models] == ["clean", "badnets 25 %", "clean", "blended 25 %", "clean", "badnets 25 %"]
     configs = [m.card["config"] for m in models]
-    assert [c["seed"] for c in configs] == [0, 0, 1, 1, 2, 2]
+    assert [c["seed"] for c in configs] == [100, 100, 101, 101, 102, 102]
     assert {c["train_images"] for c in configs} == {48} and {c["width"] for c in configs} == {16}
     assert {c["recipe"]["padding"] for c in configs} == {0}
     assert len({m.card["key"] for m in models}) == 6

@@ -74,7 +74,7 @@ def detector(model: nn.Module, clean: Images, references: Sequence[float] | None
     generator = torch.Generator().manual_seed(seed)
     chosen = clean.subset(torch.randperm(len(clean), generator=generator)[:DETECTOR_IMAGES])
     try:
-        layers, statistic = magnitude_saliency(model, chosen), detector_statistic(model, chosen)
+        layers, statistic = magnitude_saliency(model, chosen, fold_bn=True), detector_statistic(model, chosen)
     except ValueError as error:
         return {"statistic": None, "reason": str(error)}
     found: dict[str, Any] = {"statistic": statistic, "images": len(chosen), "layers": layers, "standard_error": None}
