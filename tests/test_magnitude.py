@@ -278,7 +278,7 @@ def broken() -> nn.Module:
         (lambda: saliencies(plain(), unlike(), True), "tells 4 classes apart, the clean images have 5"),
         (lambda: saliencies(nn.Sequential(nn.Conv2d(3, 4, 3)), pictures(4)), "no convolution that is followed by a"),
         (lambda: magnitudes(plain(), norm="l3"), "unknown norm 'l3'; known: l1, l2"),
-        (lambda: detector_statistic(plain(), pictures(4), "mean"), "unknown form 'mean'; known: first half mean"),
+        (lambda: detector_statistic(plain(), pictures(4), "mean"), "unknown form 'mean'; known: last stage mean"),
         (lambda: roc_auc([], [1]), "at least one model of each kind"),
         (lambda: roc_auc([1], [math.nan]), "none NaN, got"),
         (lambda: roc_auc([1], [2], 1), "level must lie in"),

@@ -203,8 +203,8 @@ def _detector(card: Card) -> str:
     rows = "".join(_correlation(card["pruned"]["layers"][name]["shown_as"], v) for name, v in found["layers"].items())
     text += (
         "<p>The number is one minus the mean rank correlation of filters' magnitude (size of the weights, batch norm "
-        "included) and saliency (what clean images lose without them) in the first half of the layers, from 0 to 2. In "
-        "a clean model large filters matter; "
+        "included) and saliency (what clean images lose without them) in the last stage, from 0 to 2. In a clean model "
+        "large filters matter; "
         "filters that are large and matter to no clean image raise it. The defence did not use it.</p>"
         f"<details><summary>The correlation in each layer</summary><div class='chart'>{rows}</div></details>"
     )

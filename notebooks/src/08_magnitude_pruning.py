@@ -234,17 +234,17 @@ print("mean over the layers:  " + "  ".join(f"{k} {pd.Series(v).mean():+.2f}" fo
 #
 # | form | statistic, higher is more suspicious |
 # |---|---|
-# | first half mean | $1 - \mathrm{mean}\,\rho_l$ over the first half of the layers |
 # | last stage mean | $1 - \mathrm{mean}\,\rho_l$ over the layers of the last stage |
+# | first half mean | $1 - \mathrm{mean}\,\rho_l$ over the first half of the layers |
 # | minimum | $1 - \min_l \rho_l$ |
 # | largest residual | the filter that lies furthest below the line through its layer's ranks, in standard deviations |
 #
 # Magnitude now has the batch norm folded in, $M_i = \lVert W_i \rVert_1 \, |\gamma_i| / \sqrt{v_i + \epsilon}$: the
 # scale of weights before a batch norm alone means nothing, since it is divided out again.
 #
-# **The first form was found by looking** at sixteen models of CIFAR-10 (`data/results`, its README has all twenty forms
-# that were tried; the other three were there before). What it does on *those* models proves nothing. The models below
-# have seeds that no choice has seen.
+# **The second form was found by looking.** On eight clean and eight backdoored networks of CIFAR-10, twenty forms were
+# tried, and this one told them apart with an area of 0.98 (95 % interval 0.73 to 1.00), far ahead of the next. The
+# models below have seeds that this choice has not seen.
 #
 # The zoo: narrow networks, clean and backdoored in turn, each pair with a seed of its own. Only the evaluator knows
 # which is which. (They are trained now if the cache does not hold them: the longest wait of this notebook.)
@@ -257,12 +257,12 @@ from nbtools.detection import FORMS, detector_statistic, detector_statistics, ju
 
 rows = []
 for trained in zoo(run, zoo_attacks, zoo_rate, target):
-    about = {"model": trained.name, "seed": trained.card["config"]["seed"], **trained.before.row()}
+    about = {"model": trained.name, "model_seed": trained.card["config"]["seed"], **trained.before.row()}
     rows.append(about | detector_statistics(trained.model, clean))
 models = pd.DataFrame(rows)
 backdoored = models.model != "clean"
 run.save_rows(models, "08_zoo")
-models.sort_values(["model", "seed"]).round(2)
+models.sort_values(["model", "model_seed"]).round(2)
 
 # %% [markdown]
 # Look at the evaluator's columns before the others: a backdoored model whose `asr` is low has not learned its
@@ -333,8 +333,12 @@ pd.DataFrame(rows).set_index("models of each kind").round(2)
 # %% [markdown]
 # That is what the detector asks of a defender: not one clean model but dozens, of the same architecture, data and
 # recipe, measured with as many clean images. Who can train these does not need the suspicious model. Where they can't
-# be had, the statistic of a single model is a number without a scale. Choosing the best of four forms by the table
-# above would also be a choice with the answers in hand: it needs models that the choice has not seen.
+# be had, the statistic of a single model is a number without a scale.
+#
+# And look at *first half mean* again, the winner of twenty with its 0.98. On CIFAR-10 its area over ten and ten fresh
+# models was **0.41**, no better than a coin (the last line of this page says which profile you are looking at). Nobody
+# cheated: the best of twenty numbers is high because it is the best of twenty, and its interval does not know how many
+# were tried. `data/README.md` has both tables.
 #
 # ## 4. Clean suppression: forget the task
 #
@@ -676,7 +680,7 @@ checks.same(
 
 # %% [markdown]
 # **Exercise 3** (hard, 30 minutes). Does the detector depend on choices that nobody can check? Compute its area for
-# the first half's mean with the l2 norm, and with the bare weights, over the same models.
+# the last stage's mean with the l2 norm, and with the bare weights, over the same models.
 
 # %%
 other_areas = ...  # your answer: a dictionary from setting to area
@@ -687,7 +691,8 @@ other_areas = ...  # your answer: a dictionary from setting to area
 # - Magnitude and saliency go together in a layer, more or less: the line chart of section 2 says how much. Whether a
 #   backdoor lowers that relation is a statement about many models, and the interval of section 3 says how far ours
 #   support it.
-# - The detector is a comparison. Without clean models of the same kind there is no scale to read it on.
+# - The detector is a comparison. Without clean models of the same kind there is no scale to read it on. And a form that
+#   was picked among twenty by its area had lost that area on the next twenty models.
 # - Suppression takes the clean task apart within a few steps, and the evaluator's line says what it leaves of the
 #   attack. The masks that bring the task back sink for more reasons than one.
 # - A threshold chosen by clean images is bound by what clean images can see. Where it prunes nothing, that is an
@@ -730,7 +735,7 @@ other_areas = {
                   [v for v, k in zip(values, kinds, strict=True) if k])[0]
     for name, values in found.items()
 }  # fmt: skip
-checks.true(abs(other_areas["l1"] - areas.AUC["first half mean"]) < 1e-9, "the first is that of section 3")
+checks.true(abs(other_areas["l1"] - areas.AUC["last stage mean"]) < 1e-9, "the first is that of section 3")
 print({name: round(value, 2) for name, value in other_areas.items()})
 
 # %% [markdown]
@@ -739,7 +744,7 @@ print({name: round(value, 2) for name, value in other_areas.items()})
 # %% tags=["check", "remove-cell"]
 limits = {
     "quick": {"zoo_asr": 60, "zoo_acc": 50, "rho": 0.2, "forgotten": 0.15, "cost": 7},
-    "laptop": {"zoo_asr": 50, "zoo_acc": 60, "rho": 0.1, "forgotten": 0.1, "cost": 7},
+    "laptop": {"zoo_asr": 50, "zoo_acc": 60, "rho": 0.1, "forgotten": 0.1, "cost": 20},
     "paper": {"zoo_asr": 50, "zoo_acc": 60, "rho": 0.1, "forgotten": 0.1, "cost": 7},
 }[run.profile.name]
 checks.backdoor_took(poisoned, clean_twin)
