@@ -74,9 +74,9 @@ def contenders(profile: Profile | None = None) -> dict[str, Contender]:
 
 def cuts(line_up: Mapping[str, Contender]) -> dict[str, str]:
     """What is smaller than its paper has it: the name in the line-up to, say, "iterations 40 instead of 2000"."""
-    found = {}
+    found, whole = {}, contenders()
     for name, entry in line_up.items():
-        mine, papers = vars(entry.defence), vars(contenders()[name].defence)
+        mine, papers = vars(entry.defence), vars(whole[name].defence)
         if changed := [f"{n} {mine[n]} instead of {papers[n]}" for n in mine if mine[n] != papers[n]]:
             found[name] = ", ".join(changed)
     return found

@@ -12,7 +12,7 @@ from nbtools.models import MIN_WIDTH
 from nbtools.trained import Trained
 
 FIRST = 100
-"""What a member's number is added to for its seed: the detector was developed on models with the seeds 0 to 8."""
+"""What a member's number is added to for its seed: the detector was developed on models with the seeds 0 to 7."""
 
 
 def small(run: Run, seed: int | None = None, epochs: int = 0) -> Run:

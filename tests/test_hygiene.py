@@ -19,13 +19,18 @@ each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda source: sour
 each_committed = pytest.mark.parametrize("source", COMMITTED, ids=lambda source: source.stem)
 
 
-def tracked_files() -> list[Path]:
-    """Every text file that is in git or would be added, the licence and the pins left out."""
+def tracked_names() -> list[str]:
+    """Every file that is in git or would be added."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     if listed.returncode:
         pytest.skip("not a git checkout")
-    paths = [ROOT / name for name in listed.stdout.split("\0") if name and name not in {"LICENSE", "constraints.txt"}]
+    return [name for name in listed.stdout.split("\0") if name]
+
+
+def tracked_files() -> list[Path]:
+    """The text files among them, the licence and the pins left out."""
+    paths = [ROOT / name for name in tracked_names() if name not in {"LICENSE", "constraints.txt"}]
     return [path for path in paths if path.is_file() and b"\0" not in path.read_bytes()[:8192]]
 
 
@@ -42,6 +47,13 @@ def test_no_traces_of_a_machine() -> None:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             found += [f"{path.relative_to(ROOT)}:{number}: {hit[0]}" for p in patterns if (hit := re.search(p, line))]
     assert not found, "\n".join(found)
+
+
+def test_the_top_level_holds_nothing_that_does_not_belong_there() -> None:
+    folders = {".ci", ".github", "data", "nbtools", "notebooks", "tests"}
+    files = {".gitignore", "CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "README.md"}
+    files |= {"constraints.txt", "environment.yml", "pyproject.toml"}
+    assert {name.split("/")[0] for name in tracked_names()} <= folders | files
 
 
 def test_modules_are_small() -> None:
