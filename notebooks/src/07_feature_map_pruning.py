@@ -76,6 +76,9 @@ clean = run.draw(samples_per_class)
 pd.DataFrame({model.name: model.before.row() for model in both}).T.round(1)
 
 # %% [markdown]
+# (In profile `laptop` the lines above name the profile's network; this page takes a narrower one, of width 16, with
+# stage 1 halving the image: `nbtools.zoo.small`.)
+#
 # | in the paper | here |
 # |---|---|
 # | $\tilde x$, the clean image with a little noise | `nbtools.defences.feature_maps.noisy_images` |

@@ -68,6 +68,9 @@ cut_short = {name: cut for name, cut in cuts(entries).items() if name in line_up
 print(f"cut short by this profile: {cut_short or 'nothing'}")
 
 # %% [markdown]
+# (In profile `laptop` the lines above name the profile's network; this page takes a narrower one, of width 16, with
+# stage 1 halving the image: `nbtools.zoo.small`.)
+#
 # How many iterations the two slowest get is a matter of scale, like the number of test images, and the profile's.
 # Where one is cut short, its row says what a hurried ANP or AWM does, not what the paper's does.
 #
