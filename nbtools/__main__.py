@@ -1,4 +1,4 @@
-"""The command line: python -m nbtools run | defend | doctor | bench."""
+"""The command line: python -m nbtools run | sweep | defend | doctor | bench."""
 
 import os
 import sys
@@ -199,6 +199,81 @@ def defend(**given: Any) -> None:
         click.echo(line)
     for name, path in zip(("Page", "Card", "Model"), job.outputs, strict=True):
         click.echo(f"{name:<6} {path}")
+
+
+@main.command()
+@click.argument("grid", metavar="GRID.yaml", type=_FILE)
+@click.option("--notebook", metavar="NAME", help="The points are runs of this notebook; the grid holds its parameters.")
+@click.option("--profile", metavar="NAME", help="Of the points whose grid names none: quick, laptop or paper.")
+@click.option("--out", metavar="DIR", type=_FILE, help="Folder for the rows. Default: runs/sweeps/<the grid's name>.")
+@click.option("--workers", default=0, metavar="N", type=click.IntRange(min=0), help="Default: one a GPU, or a core.")
+@click.option(
+    "--threads", default=1, show_default=True, metavar="N", type=click.IntRange(min=1), help="Of torch, a point."
+)
+@click.option("--scheduler", default="", metavar="ADDRESS", help="Of a Dask cluster that is there: tcp://HOST:8786.")
+@click.option("--retry", is_flag=True, help="Measure the points again whose row is an error.")
+@click.option("--dry-run", is_flag=True, help="Check the grid, say how much it is, and stop.")
+@click.option(
+    "--data", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of the data."
+)
+def sweep(
+    grid: Path,
+    notebook: str | None,
+    profile: str | None,
+    out: Path | None,
+    workers: int,
+    threads: int,
+    scheduler: str,
+    retry: bool,
+    dry_run: bool,
+    data: Path | None,
+) -> None:
+    """Measure a grid of experiments: one row a point, in one table, on all cores, GPUs or a Dask cluster.
+
+    The grid is checked whole before anything runs. A sweep that was stopped goes on where it was: give the same command
+    again. Models that points share are trained once; workers on other machines need a common NBTOOLS_CACHE for that.
+
+    \b
+    attack: [badnets, {blended: {alpha: [0.1, 0.2]}}]
+    poison_rate: 0.1
+    defence: [clp, {suspiciousness: {mu: [2, 2.5, 3]}}]
+    samples_per_class: [1, 10]
+    draw: 0..9
+    """
+    from nbtools import notebooks
+    from nbtools.settings import PROFILES
+
+    for name in ("NBTOOLS_DATA", "NBTOOLS_CACHE"):
+        if value := os.environ.get(name):
+            os.environ[name] = str(Path(value).expanduser().absolute())
+    try:
+        if profile is not None and profile not in PROFILES:
+            raise ValueError(notebooks.known("profile", profile, PROFILES))
+        from nbtools import grid as of_defences
+        from nbtools import pages
+        from nbtools.estimate import estimate
+        from nbtools.sweep import Scale, Store, lanes
+        from nbtools.sweep import sweep as work
+
+        if notebook is None:
+            asked = of_defences.read(grid, profile or "")
+        else:
+            asked = pages.read(grid, notebook, notebooks.source_folder(), profile or "")
+        store = Store(out or notebooks.source_folder().parent.parent / "runs" / "sweeps" / grid.stem)
+        scale = Scale(workers, threads, scheduler)
+        left = [point for point in asked.points if store.lacks(point, retry)]
+        click.echo(f"{len(asked.points)} points in {grid}, {len(asked.points) - len(left)} with a row already")
+        if measured := [point for point in left if isinstance(point, of_defences.Point)]:
+            click.echo(estimate(measured, lanes(scale)))
+        if dry_run:
+            return
+        outcome = work(asked, store, scale, str(data.absolute()) if data else "", retry, click.echo)
+    except (ValueError, OSError) as error:
+        raise Refused(str(error)) from None
+    state = "Interrupted: give the same command again to go on. " if outcome.interrupted else ""
+    click.echo(f"{state}{outcome.found + outcome.done} of {len(asked.points)} rows, {outcome.failed} new ones failed")
+    click.echo(f"Table {outcome.table}")
+    sys.exit(130 if outcome.interrupted else 1 if outcome.failed else 0)
 
 
 @main.command()

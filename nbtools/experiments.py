@@ -22,6 +22,7 @@ from nbtools.evaluation import der
 from nbtools.images import Images, draw_clean
 from nbtools.poisoning import Poisoned, poison
 from nbtools.settings import (
+    STRIDES,
     Profile,
     default_device,
     default_profile,
@@ -204,6 +205,8 @@ def start(
     data: Path | None = None,
     device: str | torch.device | None = None,
     quiet: bool = False,
+    small: bool = False,
+    dataset: str = "",
 ) -> Run:
     """Begin a notebook: choose device and data by the profile, and print one table of what was chosen.
 
@@ -216,14 +219,15 @@ def start(
         data: a folder that holds CIFAR-10.
         device: by default the first GPU, else the CPU.
         quiet: print no table.
+        small: take the narrow network where the profile has one, see `nbtools.settings.Profile.narrowed`.
+        dataset: another data set than the profile's, a name in `nbtools.datasets.DATASETS`; "" keeps it.
 
     Raises:
-        ValueError: for an unknown profile.
+        ValueError: for an unknown profile or data set.
         FileNotFoundError: where the profile's data can't be found; it says how to get them.
     """
     keep_memory()
-    chosen = get_profile(profile or default_profile())
-    chosen = replace(chosen, width=width or chosen.width, epochs=epochs or chosen.epochs)
+    chosen = scaled(profile, width=width, epochs=epochs, small=small, dataset=dataset)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     place = torch.device(device) if device else default_device()
@@ -236,14 +240,28 @@ def start(
     return run
 
 
+def scaled(profile: str = "", *, width: int = 0, epochs: int = 0, small: bool = False, dataset: str = "") -> Profile:
+    """A profile by name, with what `start` may change in it."""
+    chosen = get_profile(profile or default_profile())
+    chosen = chosen.narrowed() if small else chosen
+    return replace(
+        chosen,
+        width=width or chosen.width,
+        epochs=epochs or chosen.epochs,
+        dataset=dataset or chosen.dataset,
+    )
+
+
 def _table(run: Run) -> str:
     profile = run.profile
+    shape = f"width {profile.width}"
+    shape += f", strides {' '.join(map(str, profile.strides))}" if profile.strides != STRIDES else ""
     lines = {
         "profile": f"{profile.name} ({profile.about})",
         "device": f"{hardware(run.device)}, {'bf16' if has_bf16(run.device) else 'float32'}",
         "data": f"{run.splits.name}: {len(run.splits.train):,} to train on, {len(run.splits.reserved):,} for the "
         f"defender, {len(run.splits.test):,} for the evaluator",
-        "model": f"{run.architecture}, width {profile.width}, {profile.epochs} epochs",
+        "model": f"{run.architecture}, {shape}, {profile.epochs} epochs",
         "versions": f"Python {sys.version.split()[0]}, torch {torch.__version__.split('+')[0]}, "
         f"nbtools {nbtools.__version__}",
     }

@@ -19,7 +19,6 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "target": (lambda v: 0 <= v < CLASSES, f"a class number, 0 to {CLASSES - 1}"),
     "clean_label_rate": (lambda v: 0 < v <= 1, "a share of the target class, above 0 and at most 1"),
     "most_per_class": (lambda v: v >= -1, "-1 (none), 0 (what the profile says), or clean images a class"),
-    "low_rate_epochs": (lambda v: v >= 0, "0 (what the profile says), or a number of epochs"),
     "paper_per_class": (lambda v: v >= 1, "1 or more clean images a class"),
     "zoo_rate": (lambda v: 0 < v <= 1, "a share of the training set, above 0 and at most 1"),
     "patience": (lambda v: v >= 0, "0 or more seconds"),

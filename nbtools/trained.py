@@ -128,7 +128,10 @@ def load_or_train(run: Run, attack: str, poison_rate: float, target: int, shown:
     images = run.splits.train
     if attack != "none":
         images = poison(images, trigger, poison_rate, target, run.seed).images
-    config = _config(run, attack, poison_rate, target, trigger)
+    config = model_config(profile, run.architecture, attack, poison_rate, target, trigger, run.seed)
+    config |= {"dataset": run.splits.name, "train_images": len(run.splits.train)}
+    if run.splits.version:
+        config["dataset_version"] = run.splits.version
     entry = cached("models", config, functools.partial(_build, run, attack, model, images, config))
     model.load_state_dict(entry.tensors)
     model.eval().requires_grad_(False)
@@ -148,25 +151,23 @@ def _recipe(profile: Profile) -> Recipe:
     )
 
 
-def _config(run: Run, attack: str, poison_rate: float, target: int, trigger: Trigger) -> dict[str, Any]:
-    """Everything that shapes a model: what the cache knows it by."""
+def model_config(
+    profile: Profile, architecture: str, attack: str, poison_rate: float, target: int, trigger: Trigger, seed: int
+) -> dict[str, Any]:
+    """Everything that shapes a model of this profile, but for the data set's version: what the cache knows it by."""
     config: dict[str, Any] = {
-        "dataset": run.splits.name,
-        "train_images": len(run.splits.train),
+        "dataset": profile.dataset,
+        "train_images": profile.train,
         "attack": attack,
         "trigger": None if attack == "none" else asdict(trigger),  # type: ignore[call-overload]
-        "poison_rate": poison_rate,
+        "poison_rate": float(poison_rate),
         "target": None if attack == "none" else target,
-        "architecture": run.architecture,
-        "width": run.profile.width,
-        "recipe": asdict(_recipe(run.profile)),
-        "seed": run.seed,
+        "architecture": architecture,
+        "width": profile.width,
+        "recipe": asdict(_recipe(profile)),
+        "seed": seed,
     }
-    if run.profile.strides != STRIDES:
-        config["strides"] = run.profile.strides
-    if run.splits.version:
-        config["dataset_version"] = run.splits.version
-    return config
+    return config | ({"strides": profile.strides} if profile.strides != STRIDES else {})
 
 
 def _build(

@@ -1,4 +1,4 @@
-"""Many models of one kind: the narrow network of which a laptop can train a dozen, and the detector's zoo."""
+"""The detector's zoo: clean and poisoned models of one kind, each of its own seed."""
 
 from __future__ import annotations
 
@@ -15,28 +15,10 @@ FIRST = 100
 """What a member's number is added to for its seed: the detector was developed on models with the seeds 0 to 7."""
 
 
-def small(run: Run, seed: int | None = None, epochs: int = 0) -> Run:
-    """The same run with a network that many can be trained of, where its profile asks for that.
-
-    Width 16, and stage 1 halves the image as well. The training crops no image: crops often cut a patch in the corner
-    away, and so narrow a network then does not learn it (the zoo's, CIFAR-10, BadNets at 10 %: ASR 6 after ten epochs
-    with crops, 96 after four without).
-
-    Args:
-        run: a notebook's run.
-        seed: another seed of initial weights, poisoning and training (the splits stay); None keeps it.
-        epochs: other epochs; 0 keeps them.
-    """
-    profile = replace(run.profile, epochs=epochs or run.profile.epochs)
-    if profile.small:
-        profile = replace(profile, width=MIN_WIDTH, strides=(1, 2, 2, 2, 2), padding=0)
-    return replace(run, profile=profile, seed=run.seed if seed is None else seed)
-
-
 def member(run: Run, number: int) -> Run:
     """The run in which the zoo's clean and poisoned model of this number are trained, each number with its own seed.
 
-    Width 16; the stem halves the image, and so does every stage; no crops, as in `small`.
+    Width 16; the stem halves the image, and so does every stage; no crops, as in `Profile.narrowed`.
     """
     train = run.splits.train.subset(torch.arange(min(run.profile.zoo_train, len(run.splits.train))))
     epochs, lr = run.profile.zoo_epochs or run.profile.epochs, run.profile.zoo_lr or run.profile.lr

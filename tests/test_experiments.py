@@ -19,7 +19,7 @@ from nbtools.experiments import Run, start
 from nbtools.models import prunable_units
 from nbtools.pruning import pruned_copy, threshold
 from nbtools.scores import spectral_norms
-from nbtools.settings import PROFILES
+from nbtools.settings import PROFILES, STRIDES
 from nbtools.trained import Trained
 from nbtools.triggers import BadNets, Blended
 
@@ -61,7 +61,18 @@ def test_start_says_what_was_chosen(stored: Path, capsys: pytest.CaptureFixture[
     printed = capsys.readouterr().out
     assert [line.split()[0] for line in printed.splitlines()] == ["profile", "device", "data", "model", "versions"]
     assert "shapes: 64 to train on, 40 for the defender, 40 for the evaluator" in printed
-    assert "resnet18, width 24, 3 epochs" in printed
+    assert "resnet18, width 24, strides 1 2 2 2 2, 3 epochs" in printed
+
+
+def test_start_takes_the_narrow_network_where_the_profile_has_one(
+    stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = replace(TINY, width=20, strides=STRIDES, small=True)
+    monkeypatch.setitem(PROFILES, "tiny", wide)
+    assert start("tiny", device="cpu").profile == wide
+    assert "resnet18, width 20, 1 epochs" in capsys.readouterr().out
+    assert start("tiny", device="cpu", small=True).profile == wide.narrowed() != wide
+    assert "resnet18, width 16, strides 1 2 2 2 2, 1 epochs" in capsys.readouterr().out
 
 
 def test_a_model_is_trained_once_and_found_after_that(

@@ -4,7 +4,7 @@ import builtins
 import ctypes
 import math
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from io import StringIO
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 
 from nbtools import settings
 from nbtools.datasets import CIFAR10_CLASSES, DATASETS
-from nbtools.models import make_model
+from nbtools.models import MIN_WIDTH, make_model
 from nbtools.parameters import CLASSES, LIMITS, check_parameters
 from nbtools.settings import PROFILES, default_device, default_profile, get_profile, hardware, has_bf16, keep_memory
 from nbtools.shapes import CLASSES as SHAPES_CLASSES
@@ -44,6 +44,14 @@ def test_the_three_profiles_are_those_of_the_series() -> None:
 def test_an_unknown_profile_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown profile 'huge'; known: quick, laptop, paper"):
         get_profile("huge")
+
+
+def test_a_narrowed_network_is_narrow_halves_early_and_is_shown_whole_images() -> None:
+    laptop, quick = get_profile("laptop"), get_profile("quick")
+    assert quick.narrowed() == quick, "a profile that does not ask for it keeps its network"
+    profile = laptop.narrowed()
+    assert (profile.width, profile.strides, profile.padding) == (MIN_WIDTH, (1, 2, 2, 2, 2), 0)
+    assert replace(profile, width=32, strides=laptop.strides, padding=4) == laptop, "nothing else may differ"
 
 
 @pytest.mark.parametrize(("there", "profile", "device"), [(True, "paper", "cuda"), (False, "quick", "cpu")])

@@ -1,4 +1,4 @@
-"""The narrow networks: only where a profile asks for them, on the same splits; the zoo's models in turn."""
+"""The zoo's models in turn, each of its own seed."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 
 from nbtools.experiments import Run, start
 from nbtools.settings import PROFILES
-from nbtools.zoo import small, zoo
+from nbtools.zoo import zoo
 
 TINY = replace(
     PROFILES["quick"],
@@ -30,18 +30,6 @@ def run(tmp_path_factory: pytest.TempPathFactory):
         patch.setitem(PROFILES, "tiny", TINY)
         patch.setenv("NBTOOLS_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield start("tiny", device="cpu", quiet=True)
-
-
-def test_a_profile_that_does_not_ask_for_it_keeps_its_network(run: Run) -> None:
-    assert small(run) == run
-    other = small(run, seed=3, epochs=2)
-    assert (other.seed, other.profile.epochs, other.profile.width) == (3, 2, 20) and other.splits is run.splits
-
-
-def test_a_small_network_is_narrow_halves_early_and_is_shown_whole_images(run: Run) -> None:
-    profile = small(replace(run, profile=replace(TINY, small=True, padding=4))).profile
-    assert (profile.width, profile.strides, profile.padding) == (16, (1, 2, 2, 2, 2), 0)
-    assert replace(profile, width=20, strides=TINY.strides, small=False) == TINY, "nothing else may differ"
 
 
 def test_a_zoo_has_clean_and_poisoned_models_in_turn_each_of_its_own_seed(run: Run) -> None:

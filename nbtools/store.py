@@ -1,0 +1,107 @@
+"""A sweep's folder: a file for each row, none of them ever half-written, and the table of all [ours]."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+
+class Asked(Protocol):
+    """A point of a grid, as a sweep sees it; it travels to a worker by pickle."""
+
+    @property
+    def id(self) -> str:
+        """What its row is known by."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """For lines."""
+        ...
+
+    @property
+    def model(self) -> Any:
+        """The model that has to be there first, an `nbtools.grid.Model`, or None."""
+        ...
+
+    def columns(self) -> dict[str, Any]:
+        """What was asked."""
+        ...
+
+    def measure(self, data: str, threads: int, code: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """The row, in which `error` is "" if all is well, and files that belong to it."""
+        ...
+
+
+class Store:
+    """A sweep's folder.
+
+    grid.yaml               the grid, as it was last asked for
+    rows/<point>.json       a row, as soon as it is there
+    rows.csv                the grid's rows in the grid's order
+    notebooks/<point>/      of a sweep of notebooks: what each run left
+    <table>.csv             the tables that the runs saved, one under the other, with the parameters as p_<name>
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The folder for ourselves; a ValueError where another sweep is at it."""
+        (self.folder / "rows").mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".lock", blocking=False):
+                yield
+        except Timeout:
+            raise ValueError(f"another sweep writes to {self.folder}: wait for it, or give another --out") from None
+
+    def read(self, point: Asked) -> dict[str, Any] | None:
+        """A point's row, or None."""
+        try:
+            row = json.loads(self._file(point).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):  # not there, or damaged: measured again
+            return None
+        return row if isinstance(row, dict) and "error" in row else None
+
+    def lacks(self, point: Asked, retry: bool) -> bool:
+        """Whether a point is still to be measured."""
+        row = self.read(point)
+        return row is None or (retry and bool(row["error"]))
+
+    def keep(self, point: Asked, row: dict[str, Any], files: dict[str, bytes] | None = None) -> None:
+        """Write a row, and before it the files that belong to it."""
+        for name, content in (files or {}).items():
+            place = self.folder / "notebooks" / point.id / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
+        path = self._file(point)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(row, indent=1), encoding="utf-8")
+        partial.replace(path)
+
+    def collect(self, wanted: Sequence[Asked]) -> None:
+        """Write the table of these points' rows, and one of each table that notebooks left."""
+        rows, tables = [], {}
+        for point in wanted:
+            row = self.read(point)
+            if row is None:
+                continue
+            rows.append(row)
+            for path in sorted((self.folder / "notebooks" / point.id).glob("*.csv")):
+                asked = {f"p_{name}": str(value) for name, value in dict(getattr(point, "values", ())).items()}
+                tables.setdefault(path.name, []).append(pd.read_csv(path).assign(**asked))
+        tables = {name: pd.concat(parts) for name, parts in tables.items()}
+        for name, table in {**tables, "rows.csv": pd.DataFrame(rows)}.items():
+            partial = self.folder / f"{name}.partial"
+            table.to_csv(partial, index=False)
+            partial.replace(self.folder / name)
+
+    def _file(self, point: Asked) -> Path:
+        return self.folder / "rows" / f"{point.id}.json"
