@@ -66,7 +66,7 @@ def contenders(profile: Profile | None = None) -> dict[str, Contender]:
         "RNP": Contender(RNP(), 50, "2305.14876 and its code, 500 images; the choice of the threshold is ours"),
         "ANP": Contender(anp, 50, "2110.14430 and its code, 500 images; the choice of the threshold is ours"),
         "AWM": Contender(awm, 50, "2207.04497 and its code, 500 images"),
-        "NAD": Contender(NAD(), 250, "2101.05930 and its code, 5 %; a steady lr is ours"),
+        "NAD": Contender(NAD(), 250, "2101.05930 and its code, 5 %; a steady lr and betas per position are ours"),
         "fine-pruning": Contender(FinePruning(), 250, "1805.12185; the recipe is ours, the amount is NAD's"),
         "fine-tuning": Contender(FineTuning(), 250, "the field's baseline; the recipe is ours, the amount is NAD's"),
     }

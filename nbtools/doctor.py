@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from nbtools import cache, datasets, settings
+from nbtools import cache, settings, sources
 
 LEAST_FREE = 2**30  # bytes: below one GiB a cache of models fills the disk within a notebook or two
 
@@ -88,9 +88,10 @@ def _device() -> list[Row]:
 
 def _data() -> list[Row]:
     """Return which data sets are there, and the folders that were looked into."""
-    found = datasets.cifar10_found()
+    source = sources.SOURCES["cifar10"]
+    found = source.found()
     rows = [Row("Data: shapes", "made by code, nothing to find"), Row("Data: cifar10", str(found or "not found"))]
-    rows += [Row("", f"looked in {place}") for place in datasets.cifar10_places()]
+    rows += [Row("", f"looked in {place}") for place in source.places()]
     if found is None:
         rows.append(Row("", "profile quick does not need it; data/README.md says how to get it"))
     return rows

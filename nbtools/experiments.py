@@ -31,6 +31,7 @@ from nbtools.settings import (
     has_bf16,
     keep_memory,
 )
+from nbtools.splits import Splits
 from nbtools.trained import Trained, load_or_train
 from nbtools.triggers import make_trigger
 
@@ -41,7 +42,7 @@ class Run:
 
     profile: Profile
     device: torch.device
-    splits: datasets.Splits
+    splits: Splits
     architecture: str
     seed: int
     data: Path | None = None

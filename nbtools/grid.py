@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from nbtools.datasets import DATASETS
+from nbtools.datasets import DATASETS, FOLDER
 from nbtools.defences import Defence
 from nbtools.defend.choices import known, make_defence
 from nbtools.models import ARCHITECTURES
@@ -234,7 +234,7 @@ def _wrong(name: str, default: Any, values: list[Any]) -> Iterator[str]:
         if name in ("attack", "defence"):
             if not isinstance(value, str | dict) or (isinstance(value, dict) and len(value) != 1):
                 yield f"{value!r} is neither a name nor a mapping from one name to settings"
-        elif name in _KNOWN and value not in _KNOWN[name]:
+        elif name in _KNOWN and value not in _KNOWN[name] and not (name == "dataset" and str(value).startswith(FOLDER)):
             yield f"unknown {value!r}; known: {', '.join(filter(None, _KNOWN[name]))}"
         elif name == "poison_rate":
             if type(value) not in (int, float):

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from nbtools import settings
-from nbtools.datasets import CIFAR10_CLASSES, DATASETS
+from nbtools.datasets import DATASETS
 from nbtools.models import MIN_WIDTH, make_model
 from nbtools.parameters import CLASSES, LIMITS, check_parameters
 from nbtools.settings import PROFILES, default_device, default_profile, get_profile, hardware, has_bf16, keep_memory
 from nbtools.shapes import CLASSES as SHAPES_CLASSES
+from nbtools.sources import CIFAR10_CLASSES
 from nbtools.training import Recipe
 from nbtools.triggers import TRIGGERS
 
