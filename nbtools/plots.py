@@ -243,12 +243,12 @@ def before_after(table: pd.DataFrame, title: str, hue: str = "model", panel: str
     shape, size = ((2, len(parts)), (2.2 + 2.1 * len(parts), 5.2)) if panel else ((1, 2), (10, 3.6))
     figure, axes = plt.subplots(*shape, figsize=size, sharey="row" if panel else "none")
     look = {"hue": hue, "hue_order": list(dict.fromkeys(table[hue])), "errorbar": ("pi", 100), "capsize": 0.08}
-    look["dodge"] = 0.15 if look["hue_order"][1:] else False  # seaborn 0.13 divides by zero for one
+    look |= {"lw": 1.5, "dodge": 0.15 if look["hue_order"][1:] else False}  # seaborn 0.13 divides by zero for one
     limits = {"acc": (table.acc.min() - 4, min(table.acc.max() + 2, 101)), "asr": (-3, 103)}
     labels = {"acc": "clean accuracy (%)", "asr": "attack success rate (%)"}
     for pair, (name, part) in zip(axes.reshape(2, -1).T, parts.items(), strict=True):
         for axis, (column, label) in zip(pair, labels.items(), strict=True):
-            sns.pointplot(part, x="stage", y=column, ax=axis, legend=axis is figure.axes[-1], markersize=4, lw=1.5, **look)
+            sns.pointplot(part, x="stage", y=column, ax=axis, legend=axis is figure.axes[-1], markersize=4, **look)
             axis.set(xlabel="", ylabel=label, ylim=limits[column], title=name if column == "acc" else "")
             if panel:
                 axis.tick_params(axis="x", labelrotation=30)
