@@ -70,8 +70,10 @@ class Point:
 
     @property
     def id(self) -> str:
-        """Of sixteen hexadecimal digits: the same for the same point, in whichever grid."""
-        return digest(repr(self))
+        """Of sixteen hexadecimal digits: the same for the same point and the same code of its defence."""
+        from nbtools.experiments import defence_code
+
+        return digest(repr(self) + defence_code(self.defence))
 
     @property
     def name(self) -> str:

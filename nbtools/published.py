@@ -1,4 +1,4 @@
-"""Published numbers, to stand beside our own: the BackdoorBench leaderboard for CIFAR-10."""
+"""Tables that come with the checkout: the BackdoorBench leaderboard for CIFAR-10, and our own committed results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,22 @@ import numpy as np
 import pandas as pd
 
 FILE = Path(__file__).resolve().parents[1] / "data" / "published" / "backdoorbench_cifar10.csv"
+
+
+RESULTS = Path(__file__).resolve().parents[1] / "data" / "results"
+
+
+def results(name: str) -> pd.DataFrame:
+    """One of our own committed tables, see data/README.md.
+
+    Raises:
+        FileNotFoundError: for a name that is not there; it lists those that are.
+    """
+    path = RESULTS / f"{name}.csv"
+    if not path.is_file():
+        there = ", ".join(sorted(found.stem for found in RESULTS.glob("*.csv")))
+        raise FileNotFoundError(f"there is no {path}; data/results has {there or 'no table'}")
+    return pd.read_csv(path)
 
 
 def leaderboard(path: Path = FILE, network: str = "PreActResNet-18", poison_rate: float = 0.1) -> pd.DataFrame:

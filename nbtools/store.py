@@ -44,13 +44,14 @@ class Store:
 
     grid.yaml               the grid, as it was last asked for
     rows/<point>.json       a row, as soon as it is there
-    rows.csv                the grid's rows in the grid's order
+    rows.csv                the grid's rows in the grid's order; enough to go on from
     notebooks/<point>/      of a sweep of notebooks: what each run left
     <table>.csv             the tables that the runs saved, one under the other, with the parameters as p_<name>
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._table: dict[str, dict[str, Any]] | None = None
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -63,12 +64,21 @@ class Store:
             raise ValueError(f"another sweep writes to {self.folder}: wait for it, or give another --out") from None
 
     def read(self, point: Asked) -> dict[str, Any] | None:
-        """A point's row, or None."""
+        """A point's row, or None; where its file is gone or damaged, that of the table."""
         try:
             row = json.loads(self._file(point).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):  # not there, or damaged: measured again
-            return None
-        return row if isinstance(row, dict) and "error" in row else None
+        except (FileNotFoundError, ValueError):
+            row = None
+        return row if isinstance(row, dict) and "error" in row else self._in_table(point)
+
+    def _in_table(self, point: Asked) -> dict[str, Any] | None:
+        if self._table is None:
+            try:
+                kept: Any = pd.read_csv(self.folder / "rows.csv", keep_default_na=False, na_values={})
+                self._table = {row["id"]: row for row in kept.to_dict("records") if "error" in row}
+            except (OSError, ValueError, KeyError):
+                self._table = {}
+        return self._table.get(point.id)
 
     def lacks(self, point: Asked, retry: bool) -> bool:
         """Whether a point is still to be measured."""

@@ -107,10 +107,23 @@ def test_a_sweep_that_is_stopped_goes_on(tmp_path: Path) -> None:
 def test_a_damaged_row_is_measured_again(tmp_path: Path) -> None:
     log, store = tmp_path / "log", Store(tmp_path / "out")
     sweep(sums(log, 3), store, TWO, say=lambda _: None)
+    (store.folder / "rows.csv").unlink()
     (store.folder / "rows" / "sum1.json").write_text('{"sum": ')
     (store.folder / "rows" / "sum2.json").write_text("[]")
     outcome = sweep(sums(log, 3), store, TWO, say=lambda _: None)
     assert outcome.done == 2 and list(pd.read_csv(outcome.table)["sum"]) == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("shared")
+def test_the_table_alone_is_enough_to_go_on(tmp_path: Path) -> None:
+    log, first = tmp_path / "log", Store(tmp_path / "out")
+    table = sweep(sums(log, 3), first, TWO, say=lambda _: None).table
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(table, other)
+    outcome = sweep(sums(log, 4), Store(other), TWO, say=lambda _: None)
+    assert (outcome.found, outcome.done) == (3, 1) and measured(log) == [0, 1, 2, 3]
+    assert list(pd.read_csv(outcome.table)["sum"]) == [1, 2, 3, 4]
 
 
 def test_two_sweeps_do_not_write_to_one_folder(tmp_path: Path) -> None:
