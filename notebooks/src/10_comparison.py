@@ -284,9 +284,10 @@ innocent = rows[rows.attack == "none"].assign(acc_lost=lambda table: table.acc_b
 groups = innocent.groupby("label", sort=False)
 lost, pruned, tuned = groups.acc_lost.mean().reindex(labels), groups.pruned.mean(), groups.tuned_steps.mean()
 figure, axis = plt.subplots(figsize=(8.5, 0.3 * len(labels) + 1.1))
-bars = axis.barh(labels[::-1], lost[::-1], color=plots.CLEAN)
-notes = [f"{lost[n]:.1f}  ({pruned[n]:.0f} pruned, {tuned[n]:.0f} steps)" for n in labels[::-1]]
-axis.bar_label(bars, notes, padding=4, fontsize=8)
+axis.barh(labels[::-1], lost[::-1], color=plots.CLEAN)
+for n, most in groups.acc_lost.max().items():
+    note = f"{lost[n]:.1f}  ({pruned[n]:.0f} pruned, {tuned[n]:.0f} steps)"
+    axis.annotate(note, (max(most, 0), n), (6, 0), textcoords="offset points", fontsize=8, va="center")
 axis.scatter(innocent.acc_lost, innocent.label, color="black", s=9, zorder=3)
 axis.axvline(0, color=plots.GREY, lw=1)
 axis.margins(x=0.4)
