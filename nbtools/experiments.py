@@ -215,7 +215,7 @@ def start(
         profile: "quick", "laptop", "paper"; "" is `paper` with a GPU and `quick` without.
         width: another width than the profile's; 0 keeps it.
         epochs: other epochs than the profile's; 0 keeps them.
-        architecture: a name in `nbtools.models.ARCHITECTURES`.
+        architecture: a name in `nbtools.networks.ARCHITECTURES`.
         seed: of data, poisoning, initial weights and training.
         data: a folder that holds CIFAR-10.
         device: by default the first GPU, else the CPU.

@@ -15,7 +15,7 @@ import yaml
 from nbtools.datasets import DATASETS, FOLDER
 from nbtools.defences import Defence
 from nbtools.defend.choices import known, make_defence
-from nbtools.models import ARCHITECTURES
+from nbtools.networks import ARCHITECTURES
 from nbtools.parameters import check_parameters
 from nbtools.settings import PROFILES, default_profile
 from nbtools.store import Asked

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nbtools.models import MIN_WIDTH
+from nbtools.networks import MIN_WIDTH
 from nbtools.settings import PROFILES, default_profile
 from nbtools.triggers import TRIGGERS
 

@@ -15,7 +15,7 @@ from nbtools import shipped
 from nbtools.cache import cached, source_hash
 from nbtools.evaluation import Evaluation, Evaluator, accuracy
 from nbtools.images import Images
-from nbtools.models import make_model
+from nbtools.networks import make_model
 from nbtools.poisoning import poison
 from nbtools.pruning import pruned_copy, threshold
 from nbtools.scores import Scores

@@ -11,7 +11,8 @@ from torch import Generator, Tensor, nn
 
 from nbtools.evaluation import Evaluation, Evaluator, accuracy, agreement, der, predict, stability, tac, wilson
 from nbtools.images import Images, to_floats
-from nbtools.models import PreActResNet18, ResNet18, layers_of, prunable_units
+from nbtools.models import layers_of, prunable_units
+from nbtools.networks import PreActResNet18, ResNet18
 from nbtools.triggers import BadNets, Trigger, WaNet, stamp
 
 TARGET = 1

@@ -13,7 +13,7 @@ import torch
 
 from nbtools import settings
 from nbtools.datasets import DATASETS
-from nbtools.models import MIN_WIDTH, make_model
+from nbtools.networks import MIN_WIDTH, make_model
 from nbtools.parameters import CLASSES, LIMITS, check_parameters
 from nbtools.settings import PROFILES, default_device, default_profile, get_profile, hardware, has_bf16, keep_memory
 from nbtools.shapes import CLASSES as SHAPES_CLASSES
