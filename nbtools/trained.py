@@ -96,9 +96,12 @@ class Trained:
     @property
     def name(self) -> str:
         """For tables and titles: "badnets 5 %", "badnets 5 %, Hide(weight=1.0)", "clean"."""
-        if self.attack == "none":
-            return "clean"
-        return f"{self.attack} {100 * self.poison_rate:g} %" + (f", {self.adaptive!r}" if self.adaptive else "")
+        return "clean" if self.attack == "none" else named(self.attack, self.poison_rate, self.adaptive)
+
+
+def named(attack: str, poison_rate: float, adaptive: Adaptive | None = None) -> str:
+    """A poisoned model's name for tables and titles: "badnets 5 %"."""
+    return f"{attack} {100 * poison_rate:g} %" + (f", {adaptive!r}" if adaptive else "")
 
 
 def _fingerprint(*tensors: Tensor) -> str:
