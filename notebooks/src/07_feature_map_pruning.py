@@ -62,10 +62,9 @@ from nbtools.images import draw_clean
 from nbtools.models import layers_of, prunable_units
 from nbtools.pruning import at_random, most_suspicious, pruned_copy
 from nbtools.scores import spectral_norms
-from nbtools.zoo import small
 
 plots.style()
-run = small(nbtools.start(profile, epochs=epochs, seed=seed))  # in laptop a narrow network
+run = nbtools.start(profile, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
 draws = draws or run.profile.draws
 defence, *_ = (FMP(n_images=n_images, alpha=alpha, epsilon=epsilon, divisor=divisor) for divisor in divisors)
 poisoned = run.model(attack, poison_rate, target)
@@ -76,9 +75,6 @@ clean = run.draw(samples_per_class)
 pd.DataFrame({model.name: model.before.row() for model in both}).T.round(1)
 
 # %% [markdown]
-# (In profile `laptop` the lines above name the profile's network; this page takes a narrower one, of width 16, with
-# stage 1 halving the image: `nbtools.zoo.small`.)
-#
 # | in the paper | here |
 # |---|---|
 # | $\tilde x$, the clean image with a little noise | `nbtools.defences.feature_maps.noisy_images` |

@@ -58,10 +58,10 @@ from nbtools import checks, plots
 from nbtools.evaluation import tac
 from nbtools.images import draw_clean, to_floats
 from nbtools.models import layers_of, prunable_units
-from nbtools.zoo import small, zoo
+from nbtools.zoo import zoo
 
 plots.style()
-run = small(nbtools.start(profile, epochs=epochs, seed=seed))  # in laptop a narrow network
+run = nbtools.start(profile, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
 zoo_attacks = zoo_attacks or run.profile.zoo_attacks
 poisoned = run.model(attack, poison_rate, target)
 clean_twin = run.clean_model(attack, target)
@@ -623,6 +623,8 @@ choices.pivot(index="masks", columns="choice").loc[list(walks)].drop(
 #   *leakage lesson*.
 # - Where even the oracle gives up much ACC, the masks are at fault, not the rule.
 # - The clean twin shows the price where nothing is there: what the rule prunes, and what that costs.
+# - Twenty held-back images, of which one may always be lost, don't see every fall: in the table below look for a row
+#   whose test accuracy fell by more than the rule allows.
 #
 # How coarse the held-back line is, the next cell says first; then the whole defence, measured on all test images.
 
@@ -744,7 +746,7 @@ print({name: round(value, 2) for name, value in other_areas.items()})
 # %% tags=["check", "remove-cell"]
 limits = {
     "quick": {"zoo_asr": 60, "zoo_acc": 50, "rho": 0.2, "forgotten": 0.15, "cost": 7},
-    "laptop": {"zoo_asr": 50, "zoo_acc": 60, "rho": 0.1, "forgotten": 0.1, "cost": 20},
+    "laptop": {"zoo_asr": 50, "zoo_acc": 60, "rho": 0.1, "forgotten": 0.1, "cost": 12},
     "paper": {"zoo_asr": 50, "zoo_acc": 60, "rho": 0.1, "forgotten": 0.1, "cost": 7},
 }[run.profile.name]
 checks.backdoor_took(poisoned, clean_twin)

@@ -56,10 +56,9 @@ from nbtools.evaluation import Evaluator, agreement, predict, tac
 from nbtools.images import draw_clean, to_floats
 from nbtools.models import layers_of, prunable_units
 from nbtools.training import augment
-from nbtools.zoo import small
 
 plots.style()
-run = small(nbtools.start(profile, epochs=epochs, seed=seed))  # in laptop a narrow network
+run = nbtools.start(profile, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
 poisoned = run.model(attack, poison_rate, target)
 clean_twin = run.clean_model(attack, target)
 entries = contenders(run.profile)
@@ -68,9 +67,6 @@ cut_short = {name: cut for name, cut in cuts(entries).items() if name in line_up
 print(f"cut short by this profile: {cut_short or 'nothing'}")
 
 # %% [markdown]
-# (In profile `laptop` the lines above name the profile's network; this page takes a narrower one, of width 16, with
-# stage 1 halving the image: `nbtools.zoo.small`.)
-#
 # How many iterations the two slowest get is a matter of scale, like the number of test images, and the profile's.
 # Where one is cut short, its row says what a hurried ANP or AWM does, not what the paper's does.
 #
@@ -212,7 +208,8 @@ learned, held = line_up["fine-pruning"].validation.split(clean)
 activation = dormancy(poisoned.model, last.bn, learned)
 torch.testing.assert_close(activation.double(), repair.scores[last.conv], rtol=1e-4, atol=1e-6)
 tried = pd.DataFrame([row for row in repair.history if row["phase"] == "prune"])
-count = how_many(list(tried.accuracy), line_up["fine-pruning"].validation.allowed)
+allowed = max(line_up["fine-pruning"].validation.allowed, 1 / len(held))  # of few images one may always go wrong
+count = how_many(list(tried.accuracy), allowed)
 order = activation.argsort(stable=True)
 assert repair.mask.pruned[last.conv][order].cpu().tolist() == [k < count for k in range(last.filters)]
 print(f"the lines above and nbtools agree: the {count} most dormant of the {last.filters} channels of {last.conv}")
@@ -536,9 +533,11 @@ repair = repaired("AWM")
 x = clean.floats()
 found = {name: universal(trained.model, x, awm.tau, awm.passes, awm.batch_size, awm.seed)
          for name, trained in (("poisoned", poisoned), ("clean twin", clean_twin))}  # fmt: skip
-example = own.floats()[len(own) // 2 :][:1]
+change = poisoned.trigger(own.floats()) - own.floats()
+most = int(change.abs().sum((1, 2, 3)).argmax())  # on an image whose corner is white a white square is no change
+example = own.floats()[most][None]
 panels = {
-    "the trigger's change\n(evaluator only)": (poisoned.trigger(example) - example) + 0.5,
+    "the trigger's change\n(evaluator only)": change[most][None] + 0.5,
     "perturbation,\npoisoned": 0.5 + found["poisoned"],
     "perturbation,\nclean twin": 0.5 + found["clean twin"],
     "an image": example,
@@ -549,7 +548,7 @@ for axis, (name, picture) in zip(axes, panels.items(), strict=False):
     axis.imshow(plots.pixels(picture[0].clamp(0, 1)), interpolation="nearest")
     axis.set(xticks=[], yticks=[])
     axis.set_title(name, fontsize=8, fontweight="normal", loc="center")
-ranked(axes[-1], repair.scores, "1 - mean mask of the filter")
+ranked(axes[-1], repair.scores, "1 - mean mask")
 figure.suptitle("AWM: a stand-in for the trigger, and whose weights fade", x=0.01, ha="left", fontweight="bold")
 plots.show(
     figure,

@@ -31,7 +31,6 @@ attacks = []  # of badnets, blended, sig, wanet; [] is what the profile says
 poison_rate = 0.05  # share of the training set that carries the trigger
 clean_label_rate = 0.5  # SIG instead takes this share of the target class
 low_rate = 0.0  # a second rate for badnets and blended, say 0.01; 0 leaves it out
-low_rate_epochs = 0  # of their training; 0 is what the profile says
 target = 0  # the class that the trigger leads to
 seed = 0  # of data, initial weights and training
 samples_per_class = 10  # the clean images of each class that every defence gets
@@ -54,24 +53,21 @@ from nbtools.evaluation import predict
 from nbtools.leakage import TOLERANCE, WAYS, threshold_choices
 from nbtools.published import leaderboard
 from nbtools.triggers import TRIGGERS
-from nbtools.zoo import small
 
 plots.style()
-run = small(nbtools.start(profile, seed=seed))
+run = nbtools.start(profile, seed=seed, small=True)  # in laptop a narrow network
 draws, attacks = draws or run.profile.draws, attacks or list(run.profile.attacks)
-print(f"compared  on networks of width {run.profile.width}, strides {run.profile.strides}, seed {run.seed}")
-low = small(run, epochs=low_rate_epochs)
 models = []
 for attack in attacks:
     clean_label = getattr(TRIGGERS[attack], "clean_label", False)
     models.append(run.model(attack, clean_label_rate if clean_label else poison_rate, target))
     if low_rate and attack in ("badnets", "blended"):
-        models.append(low.model(attack, low_rate, target))
+        models.append(run.model(attack, low_rate, target))
 models.append(run.clean_model(attacks[0], target))
 pd.DataFrame({model.name: model.before.row() for model in models}).T.round(1)
 
 # %% [markdown]
-# Profile `laptop` takes narrow networks here (`nbtools.zoo.small`): half a dozen models under ten defences at width 32
+# Profile `laptop` takes narrow networks here (`Profile.narrowed`): half a dozen models under ten defences at width 32
 # would keep a laptop busy for days. The last model is clean; its ASR is what the trigger does where nobody planted it.
 # A model whose ASR is below 50 % did not learn its backdoor; nothing can be said about its removal, and the means below
 # leave it out.
@@ -288,9 +284,10 @@ innocent = rows[rows.attack == "none"].assign(acc_lost=lambda table: table.acc_b
 groups = innocent.groupby("label", sort=False)
 lost, pruned, tuned = groups.acc_lost.mean().reindex(labels), groups.pruned.mean(), groups.tuned_steps.mean()
 figure, axis = plt.subplots(figsize=(8.5, 0.3 * len(labels) + 1.1))
-bars = axis.barh(labels[::-1], lost[::-1], color=plots.CLEAN)
-notes = [f"{lost[n]:.1f}  ({pruned[n]:.0f} pruned, {tuned[n]:.0f} steps)" for n in labels[::-1]]
-axis.bar_label(bars, notes, padding=4, fontsize=8)
+axis.barh(labels[::-1], lost[::-1], color=plots.CLEAN)
+for n, most in groups.acc_lost.max().items():
+    note = f"{lost[n]:.1f}  ({pruned[n]:.0f} pruned, {tuned[n]:.0f} steps)"
+    axis.annotate(note, (max(most, 0), n), (6, 0), textcoords="offset points", fontsize=8, va="center")
 axis.scatter(innocent.acc_lost, innocent.label, color="black", s=9, zorder=3)
 axis.axvline(0, color=plots.GREY, lw=1)
 axis.margins(x=0.4)
