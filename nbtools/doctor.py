@@ -81,7 +81,7 @@ def _device() -> list[Row]:
     return [
         Row("Processor", settings.hardware(torch.device("cpu"))),
         Row("GPU", gpu),
-        Row("bf16", "in hardware" if settings.has_bf16(device) else "not in hardware, training uses float32"),
+        Row("bf16", "used" if settings.has_bf16(device) else "not used, all is float32"),
         Row("Default profile", f"{profile}: {settings.PROFILES[profile].about}"),
     ]
 

@@ -164,21 +164,12 @@ def default_device() -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether bf16 is computed by hardware there: Ampere and later GPUs, CPUs with AVX512-BF16 or AMX.
+    """Whether training and evaluation use bf16 there: on Ampere and later GPUs, never on a CPU.
 
-    A CPU without it emulates bf16 several times slower than float32, so "it runs" is not the question.
+    Some CPUs compute bf16 as well, others only emulate it. From one seed they would train other models, in profile
+    quick such different ones that what a notebook shows on one kind is not there on the other.
     """
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "avx512_bf16" in _cpu_flags()
-
-
-def _cpu_flags() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        return ""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def hardware(device: torch.device | None = None) -> str:
