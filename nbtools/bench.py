@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from nbtools.images import Images, to_floats
-from nbtools.models import layers_of, make_model, prunable_units
+from nbtools.models import layers_of, prunable_units
+from nbtools.networks import make_model
 from nbtools.scores import components, spectral_norms
 from nbtools.settings import STRIDES, default_device, hardware, has_bf16, keep_memory, seed_everything
 from nbtools.training import Recipe, train, train_step

@@ -68,7 +68,8 @@ def _config(model: Model) -> dict[str, Any]:
     architecture, seed = setup.pop("architecture"), setup.pop("seed")
     trigger = make_trigger("badnets" if model.attack == "none" else model.attack, **dict(model.options))
     asked = (model.attack, model.poison_rate, model.target, trigger, seed)
-    return _plain(model_config(scaled(**setup), architecture, *asked))
+    config = _plain(model_config(scaled(**setup), architecture, *asked))
+    return config | ({"adaptive": repr(model.adaptive)} if model.adaptive else {})
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from nbtools.activations import watch
 from nbtools.images import Images, to_floats
 from nbtools.models import prunable_units
 from nbtools.training import autocast
-from nbtools.triggers import Trigger, stamp
+from nbtools.triggers import Trigger, check_target, led_to, stamp
 
 
 @torch.no_grad()
@@ -39,7 +39,8 @@ class Evaluation:
 
     Args:
         acc: clean accuracy on all test images.
-        asr: share of triggered images, true class not the target, classified as the target.
+        asr: share of triggered images, true class not the target, classified as the target (all-to-all: as the next
+            class).
         ra: share of those same triggered images classified as their true class.
     """
 
@@ -64,26 +65,25 @@ class Evaluator:
     Args:
         test: all test images.
         trigger: the attack's trigger.
-        target: its target class.
+        target: its target class, or `nbtools.triggers.ALL_TO_ALL`.
 
     Raises:
         ValueError: for a target that is no class, or a test set with no image of another class.
     """
 
     def __init__(self, test: Images, trigger: Trigger, target: int = 0) -> None:
-        if not 0 <= target < test.num_classes or bool((test.labels == target).all()):
-            raise ValueError(
-                f"target must be one of the classes 0 to {test.num_classes - 1}, and some of the {len(test)} test "
-                f"images must be of another class, got target {target}"
-            )
+        check_target(target, test.num_classes)
+        if bool((test.labels == target).all()):
+            raise ValueError(f"some of the {len(test)} test images must be of another class than the target {target}")
         self.test, self.trigger, self.target = test, trigger, target
         self.clean_others = test.subset(test.labels != target)
         self.triggered = stamp(trigger, self.clean_others)
+        self.wanted = led_to(self.triggered.labels, target, test.num_classes)
 
     def __call__(self, model: nn.Module) -> Evaluation:
         clean = predict(model, self.test) == self.test.labels
         triggered = predict(model, self.triggered)
-        hits = [clean, triggered == self.target, triggered == self.triggered.labels]
+        hits = [clean, triggered == self.wanted, triggered == self.triggered.labels]
         shares = [100 * float(hit.double().mean()) for hit in hits]
         return Evaluation(*shares, *(wilson(int(hit.sum()), len(hit)) for hit in hits))  # pyright: ignore
 

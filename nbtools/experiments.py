@@ -16,6 +16,7 @@ from torch import Tensor
 
 import nbtools
 from nbtools import datasets
+from nbtools.adaptive import Adaptive
 from nbtools.cache import cached, source_hash
 from nbtools.defences import Defence, Repair
 from nbtools.evaluation import der
@@ -52,16 +53,25 @@ class Run:
         """The attacker's training set."""
         return poison(self.splits.train, make_trigger(attack, **options), poison_rate, target, self.seed)
 
-    def model(self, attack: str, poison_rate: float, target: int = 0, **options: float | int | str) -> Trained:
+    def model(
+        self,
+        attack: str,
+        poison_rate: float,
+        target: int = 0,
+        *,
+        adaptive: Adaptive | None = None,
+        **options: float | int | str,
+    ) -> Trained:
         """The model of this configuration: trained now, or found in the cache.
 
         Args:
             attack: a name in `nbtools.triggers.TRIGGERS`.
             poison_rate: see `nbtools.poisoning.poison`.
-            target: the target class.
+            target: the target class, or `nbtools.triggers.ALL_TO_ALL`.
+            adaptive: what the attacker adds to the loss, see `nbtools.adaptive`; None for nothing.
             options: the trigger's own fields.
         """
-        return load_or_train(self, attack, poison_rate, target, attack, options)
+        return load_or_train(self, attack, poison_rate, target, attack, options, adaptive)
 
     def clean_model(self, attack: str = "badnets", target: int = 0, **options: float | int | str) -> Trained:
         """A model trained the same way on clean images; `attack` is only what the evaluator tries on it."""
@@ -215,7 +225,7 @@ def start(
         profile: "quick", "laptop", "paper"; "" is `paper` with a GPU and `quick` without.
         width: another width than the profile's; 0 keeps it.
         epochs: other epochs than the profile's; 0 keeps them.
-        architecture: a name in `nbtools.models.ARCHITECTURES`.
+        architecture: a name in `nbtools.networks.ARCHITECTURES`.
         seed: of data, poisoning, initial weights and training.
         data: a folder that holds CIFAR-10.
         device: by default the first GPU, else the CPU.

@@ -12,13 +12,15 @@ from typing import Any
 
 import yaml
 
+from nbtools.adaptive import ADAPTIVE, Adaptive
 from nbtools.datasets import DATASETS, FOLDER
 from nbtools.defences import Defence
 from nbtools.defend.choices import known, make_defence
-from nbtools.models import ARCHITECTURES
+from nbtools.networks import ARCHITECTURES
 from nbtools.parameters import check_parameters
 from nbtools.settings import PROFILES, default_profile
 from nbtools.store import Asked
+from nbtools.trained import named
 from nbtools.triggers import TRIGGERS, make_trigger
 
 Options = tuple[tuple[str, Any], ...]
@@ -39,13 +41,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class Model:
-    """One model: `attack` is "none" for a clean one; `options` are the trigger's own fields."""
+    """One model: `attack` is "none" for a clean one, `options` are the trigger's own fields."""
 
     setup: Setup
     attack: str
     options: Options = ()
     poison_rate: float = 0.0
     target: int = 0
+    adaptive: Adaptive | None = None
 
     @property
     def id(self) -> str:
@@ -54,8 +57,8 @@ class Model:
 
     @property
     def name(self) -> str:
-        """For lines: "badnets 5 %", "clean"."""
-        return "clean" if self.attack == "none" else f"{self.attack} {100 * self.poison_rate:g} %"
+        """For lines: "badnets 5 %", "badnets 5 %, Hide(weight=1.0)", "clean"."""
+        return "clean" if self.attack == "none" else named(self.attack, self.poison_rate, self.adaptive)
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class Point:
         model, amount = self.model, 0 if self.n_total else self.samples_per_class
         asked = {"id": self.id, **asdict(model.setup), "attack": model.attack, "options": dict(model.options) or ""}
         asked |= {"poison_rate": model.poison_rate, "target": model.target}
+        asked |= {"adaptive": repr(model.adaptive) if model.adaptive else ""}
         asked |= {"defence": type(self.defence).__name__, "settings": repr(self.defence)}
         return asked | {"samples_per_class": amount, "n_total": self.n_total, "draw": self.draw}
 
@@ -172,6 +176,7 @@ _DEFAULTS: dict[str, Any] = {
     "attack": None,
     "poison_rate": None,
     "target": 0,
+    "adaptive": "none",
     "defence": None,
     "samples_per_class": 10,
     "n_total": 0,
@@ -192,6 +197,7 @@ def _points(axes: Mapping[str, Any], problems: list[str]) -> Iterator[Point]:
         problems += [f"{name}: {text}" for text in _wrong(name, default, values[name] if name in axes else [])]
     attacks = [one for entry in values["attack"] if entry for one in _named("attack", entry, TRIGGERS, problems)]
     defences = [one for entry in values["defence"] if entry for one in _named("defence", entry, known(), problems)]
+    attackers = [one for entry in values["adaptive"] for one in _named("adaptive", entry, ADAPTIVE, problems)]
     if not attacks:
         problems.append(f"attack is missing: none, {', '.join(TRIGGERS)}")
     if not defences:
@@ -202,6 +208,7 @@ def _points(axes: Mapping[str, Any], problems: list[str]) -> Iterator[Point]:
     if problems:
         return
     made = [(name, options, _built(make_trigger, problems, name, **dict(options))) for name, options in attacks]
+    hiding = [_built(ADAPTIVE.get(name), problems, **dict(options)) for name, options in attackers]
     ready = [_built(make_defence, problems, name, [(n, repr(v)) for n, v in settings]) for name, settings in defences]
     for profile in values["profile"]:
         plain = {name: values[name] for name in ("target", "seed", "width", "epochs", "samples_per_class", "draw")}
@@ -214,9 +221,10 @@ def _points(axes: Mapping[str, Any], problems: list[str]) -> Iterator[Point]:
     ]
     amounts += [(0, total) for total in values["n_total"] if total]
     setups = itertools.product(*(values[name] for name in list(_DEFAULTS)[:7]))
-    for setup, (attack, options, _), rate, target in itertools.product(setups, made, rates, values["target"]):
-        kept = (attack, options, float(rate), target) if attack != "none" else (attack, options, 0.0, target)
-        model = Model(Setup(*setup), *kept)
+    axes_of_models = itertools.product(setups, made, rates, values["target"], hiding)
+    for setup, (attack, options, _), rate, target, adaptive in axes_of_models:
+        told = (float(rate), target, adaptive) if attack != "none" else (0.0, target, None)
+        model = Model(Setup(*setup), attack, options, *told)
         for defence, (each, total), draw in itertools.product(ready, amounts, values["draw"]):
             yield Point(model, defence, each, total, draw)
 
@@ -233,7 +241,7 @@ def spread(value: Any) -> list[Any]:
 def _wrong(name: str, default: Any, values: list[Any]) -> Iterator[str]:
     """What is wrong with an axis' values, as far as their types and names go."""
     for value in values:
-        if name in ("attack", "defence"):
+        if name in ("attack", "adaptive", "defence"):
             if not isinstance(value, str | dict) or (isinstance(value, dict) and len(value) != 1):
                 yield f"{value!r} is neither a name nor a mapping from one name to settings"
         elif name in _KNOWN and value not in _KNOWN[name] and not (name == "dataset" and str(value).startswith(FOLDER)):
@@ -250,8 +258,8 @@ def _wrong(name: str, default: Any, values: list[Any]) -> Iterator[str]:
 def _named(axis: str, entry: Any, table: Mapping[str, Any], problems: list[str]) -> list[tuple[str, Options]]:
     """An attack or a defence with each combination of its settings."""
     name, settings = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
-    if name not in table and not (axis == "attack" and name == "none"):
-        also = "none, " if axis == "attack" else ""
+    if name not in table and (axis == "defence" or name != "none"):
+        also = "none, " if axis != "defence" else ""
         problems.append(f"{axis}: unknown {name!r}; known: {also}{', '.join(table)}")
         return []
     if not isinstance(settings or {}, dict):
@@ -270,7 +278,7 @@ def _hashable(value: Any) -> Any:
 
 def _built(make: Any, problems: list[str], *arguments: Any, **options: Any) -> Any:
     """What `make` gives, or None and its complaint among the problems."""
-    if arguments[:1] == ("none",) and not options:
+    if make is None or (arguments[:1] == ("none",) and not options):
         return None
     try:
         return make(*arguments, **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nbtools.models import MIN_WIDTH
+from nbtools.networks import MIN_WIDTH
 from nbtools.settings import PROFILES, default_profile
 from nbtools.triggers import TRIGGERS
 
@@ -16,7 +16,7 @@ _STEP = (lambda v: 0 < v <= 1, "a step in images from 0 to 1: above 0 and at mos
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "poison_rate": (lambda v: 0 < v <= 1, "a share of the training set, above 0 and at most 1"),
     "low_rate": (lambda v: 0 <= v <= 1, "0 (none), or a share of the training set, at most 1"),
-    "target": (lambda v: 0 <= v < CLASSES, f"a class number, 0 to {CLASSES - 1}"),
+    "target": (lambda v: -1 <= v < CLASSES, f"a class number, 0 to {CLASSES - 1}, or -1 for all-to-all"),
     "clean_label_rate": (lambda v: 0 < v <= 1, "a share of the target class, above 0 and at most 1"),
     "most_per_class": (lambda v: v >= -1, "-1 (none), 0 (what the profile says), or clean images a class"),
     "paper_per_class": (lambda v: v >= 1, "1 or more clean images a class"),

@@ -95,7 +95,7 @@ def _trained(model: Model, data: str, device: str) -> tuple[Run, Trained]:
     run = _run(model.setup, data, device)
     if model.attack == "none":
         return run, run.clean_model(target=model.target)
-    return run, run.model(model.attack, model.poison_rate, model.target, **dict(model.options))
+    return run, run.model(model.attack, model.poison_rate, model.target, adaptive=model.adaptive, **dict(model.options))
 
 
 def _device() -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nbtools.images import Images, to_bytes, to_floats
-from nbtools.triggers import Trigger, WaNet, stamp
+from nbtools.triggers import ALL_TO_ALL, Trigger, WaNet, check_target, led_to, stamp
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,17 +29,17 @@ class Poisoned:
 
 
 def poison(train: Images, trigger: Trigger, poison_rate: float, target: int = 0, seed: int = 0) -> Poisoned:
-    """Poison a training set, all-to-one.
+    """Poison a training set, all-to-one or all-to-all.
 
     A dirty-label trigger goes on `poison_rate` of *all* images, drawn from those of the other classes, and their
-    label becomes the target. A clean-label trigger (`SIG`) goes on `poison_rate` of the *target class*, whose
-    labels stay as they are.
+    label becomes the target (all-to-all: drawn from all, and the label becomes the next class). A clean-label trigger
+    (`SIG`) goes on `poison_rate` of the *target class*, whose labels stay as they are.
 
     Args:
         train: the clean training set.
         trigger: see `nbtools.triggers`.
         poison_rate: in (0, 1].
-        target: the target class.
+        target: the target class, or `nbtools.triggers.ALL_TO_ALL`.
         seed: which images.
 
     Raises:
@@ -47,10 +47,11 @@ def poison(train: Images, trigger: Trigger, poison_rate: float, target: int = 0,
     """
     if not 0 < poison_rate <= 1:
         raise ValueError(f"poison_rate must lie in (0, 1], got {poison_rate}; a clean model is attack='none'")
-    if not 0 <= target < train.num_classes:
-        raise ValueError(f"target must be one of the classes 0 to {train.num_classes - 1}, got {target}")
+    check_target(target, train.num_classes)
     generator = torch.Generator().manual_seed(seed)
     clean_label = bool(getattr(trigger, "clean_label", False))
+    if clean_label and target == ALL_TO_ALL:
+        raise ValueError("a clean-label attack keeps all labels, so it needs one target class; it can't be all-to-all")
     labels = train.labels.cpu()
     candidates = (labels == target if clean_label else labels != target).nonzero().flatten()
     count = round(poison_rate * (len(candidates) if clean_label else len(train)))
@@ -69,7 +70,7 @@ def poison(train: Images, trigger: Trigger, poison_rate: float, target: int = 0,
     images, new_labels = train.images.clone(), train.labels.clone()
     where = chosen.to(images.device)
     images[where] = stamp(trigger, train.subset(chosen)).images
-    new_labels[where] = target
+    new_labels[where] = led_to(train.labels[where], target, train.num_classes)
     if isinstance(trigger, WaNet) and cross_count:
         for part in cross.split(2_000):
             at = part.to(images.device)

@@ -29,7 +29,7 @@ class Profile:
         lr: the training's highest learning rate.
         weight_decay: of the training.
         padding: pixels by which the training's random crop may shift an image.
-        strides: of the stem and the four stages; see `nbtools.models.ResNet18`.
+        strides: of the stem and the four stages; see `nbtools.networks.ResNet18`.
         threads: of the CPU; 0 is as many as torch chooses. Sums in another order make another model, so one thread
             gives the same model on any number of cores.
         glance: test images for each of the many points of a sweep; what is quoted is measured on all.

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from nbtools import shipped
+from nbtools.adaptive import Adaptive
 from nbtools.cache import cached, source_hash
 from nbtools.evaluation import Evaluation, Evaluator, accuracy
 from nbtools.images import Images
-from nbtools.models import make_model
+from nbtools.networks import make_model
 from nbtools.poisoning import poison
 from nbtools.pruning import pruned_copy, threshold
 from nbtools.scores import Scores
 from nbtools.settings import STRIDES, Profile, hardware, has_bf16, seed_everything
-from nbtools.training import Recipe, train
-from nbtools.triggers import Trigger, make_trigger
+from nbtools.training import Penalty, Recipe, train
+from nbtools.triggers import Trigger, check_target, make_trigger
 
 if TYPE_CHECKING:
     from nbtools.experiments import Run
@@ -39,6 +40,7 @@ class Trained:
         trigger: what the attacker used; for a clean model the trigger that the evaluator tries on it.
         target: the target class.
         poison_rate: 0 for a clean model.
+        adaptive: what the attacker added to the loss to hide from the score; None for nothing.
         card: what the cache wrote beside the weights: configuration, history, seconds, hardware.
         evaluate: the evaluator, holding test set and trigger.
         glance: the same on the first of the test images only (`Profile.glance`), for the many points of a sweep.
@@ -49,6 +51,7 @@ class Trained:
     trigger: Trigger
     target: int
     poison_rate: float
+    adaptive: Adaptive | None
     card: dict[str, Any]
     evaluate: Evaluator
     glance: Evaluator
@@ -92,8 +95,13 @@ class Trained:
 
     @property
     def name(self) -> str:
-        """For tables and titles: "badnets 5 %", "clean"."""
-        return "clean" if self.attack == "none" else f"{self.attack} {100 * self.poison_rate:g} %"
+        """For tables and titles: "badnets 5 %", "badnets 5 %, Hide(weight=1.0)", "clean"."""
+        return "clean" if self.attack == "none" else named(self.attack, self.poison_rate, self.adaptive)
+
+
+def named(attack: str, poison_rate: float, adaptive: Adaptive | None = None) -> str:
+    """A poisoned model's name for tables and titles: "badnets 5 %"."""
+    return f"{attack} {100 * poison_rate:g} %" + (f", {adaptive!r}" if adaptive else "")
 
 
 def _fingerprint(*tensors: Tensor) -> str:
@@ -104,7 +112,15 @@ def _fingerprint(*tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
-def load_or_train(run: Run, attack: str, poison_rate: float, target: int, shown: str, options: Options) -> Trained:
+def load_or_train(
+    run: Run,
+    attack: str,
+    poison_rate: float,
+    target: int,
+    shown: str,
+    options: Options,
+    adaptive: Adaptive | None = None,
+) -> Trained:
     """The model of this configuration; see `nbtools.experiments.Run.model`.
 
     Args:
@@ -114,14 +130,14 @@ def load_or_train(run: Run, attack: str, poison_rate: float, target: int, shown:
         target: the target class.
         shown: the attack whose trigger the evaluator holds.
         options: that trigger's own fields.
+        adaptive: what the attacker adds to the loss, see `nbtools.adaptive`.
 
     Raises:
         ValueError: for a value out of its range, before anything is trained.
     """
     trigger, profile, poison_rate = make_trigger(shown, **options), run.profile, float(poison_rate)
     classes = run.splits.train.num_classes
-    if not 0 <= target < classes:
-        raise ValueError(f"target must be one of the classes 0 to {classes - 1}, got {target}")
+    check_target(target, classes)
     # Before anything is written, so that a wrong architecture, width or rate stops here.
     seed_everything(run.seed)
     model = make_model(run.architecture, classes, width=profile.width, strides=profile.strides).to(run.device)
@@ -132,13 +148,16 @@ def load_or_train(run: Run, attack: str, poison_rate: float, target: int, shown:
     config |= {"dataset": run.splits.name, "train_images": len(run.splits.train)}
     if run.splits.version:
         config["dataset_version"] = run.splits.version
-    entry = cached("models", config, functools.partial(_build, run, attack, model, images, config))
+    if adaptive is not None:
+        config["adaptive"] = repr(adaptive)
+    penalty = adaptive.on(model, trigger) if adaptive else None
+    entry = cached("models", config, functools.partial(_build, run, attack, model, images, config, penalty))
     model.load_state_dict(entry.tensors)
     model.eval().requires_grad_(False)
     test = run.splits.test
     first = test.subset(torch.arange(min(profile.glance, len(test))))
     evaluators = [Evaluator(part, trigger, target) for part in (test, first)]
-    return Trained(model, attack, trigger, target, poison_rate, entry.card, *evaluators)
+    return Trained(model, attack, trigger, target, poison_rate, adaptive, entry.card, *evaluators)
 
 
 def _recipe(profile: Profile) -> Recipe:
@@ -171,14 +190,20 @@ def model_config(
 
 
 def _build(
-    run: Run, attack: str, model: nn.Module, images: Images, config: dict[str, Any], work: Path
+    run: Run,
+    attack: str,
+    model: nn.Module,
+    images: Images,
+    config: dict[str, Any],
+    penalty: Penalty | None,
+    work: Path,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if found := shipped.find(config):
         return found
     print(f"training {run.architecture} of width {run.profile.width} ({attack}, {run.splits.name})")
     watched = run.splits.reserved.subset(torch.arange(min(1_000, len(run.splits.reserved))))
     checkpoint, recipe = work / "checkpoint.safetensors", _recipe(run.profile)
-    history = train(model, images, recipe, run.seed, checkpoint, lambda m: accuracy(m, watched))
+    history = train(model, images, recipe, run.seed, checkpoint, lambda m: accuracy(m, watched), penalty=penalty)
     card = {
         "history": history,
         "seconds": sum(row["seconds"] for row in history),

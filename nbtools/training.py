@@ -90,11 +90,23 @@ def augment(images: Tensor, generator: torch.Generator, padding: int = 4) -> Ten
     return padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> Tensor:
+Penalty = Callable[[Tensor], Tensor]
+"""What an attacker adds to the loss: a float batch in [0, 1] to a scalar in the autograd graph."""
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    penalty: Penalty | None = None,
+) -> Tensor:
     """One SGD step on a float batch; returns the loss, still on the device."""
     optimizer.zero_grad(set_to_none=True)
     with autocast(images.device):
         loss = F.cross_entropy(model(images), labels)
+        if penalty is not None:
+            loss = loss + penalty(images)
     loss.backward()
     optimizer.step()
     return loss.detach()
@@ -108,6 +120,7 @@ def train(
     checkpoint: Path | None = None,
     accuracy: Callable[[nn.Module], float] | None = None,
     log: Callable[[str], None] | None = print,
+    penalty: Penalty | None = None,
 ) -> list[Row]:
     """Train a model in place.
 
@@ -124,6 +137,7 @@ def train(
             One that can't be read is renamed to `.damaged`, with a warning, and training starts anew.
         accuracy: measured after each epoch (a share in [0, 1]), for the row.
         log: takes one aligned line an epoch; None is silent.
+        penalty: added to the cross-entropy of each batch, see `nbtools.adaptive`.
 
     Returns:
         One row an epoch: epoch, loss, accuracy, seconds.
@@ -143,7 +157,7 @@ def train(
         log(f"{'epoch':>7} {'loss':>7} {'accuracy':>9} {'seconds':>8} {'left':>7}")
     for epoch in range(len(rows), recipe.epochs):
         started = time.perf_counter()
-        loss = _one_epoch(model, optimizer, images, recipe, seed, epoch)
+        loss = _one_epoch(model, optimizer, images, recipe, seed, epoch, penalty)
         if not np.isfinite(loss):
             raise DivergedError(f"the loss is {loss} in epoch {epoch + 1}; a lower learning rate than {recipe.lr}?")
         row = {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy(model) if accuracy else float("nan")}
@@ -161,7 +175,13 @@ def train(
 
 
 def _one_epoch(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Images, recipe: Recipe, seed: int, epoch: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Images,
+    recipe: Recipe,
+    seed: int,
+    epoch: int,
+    penalty: Penalty | None,
 ) -> float:
     model.train()
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
@@ -173,7 +193,7 @@ def _one_epoch(
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr_at(epoch * len(batches) + number, recipe.epochs * len(batches))
         inputs = to_floats(augment(images.images[batch], generator, recipe.padding))
-        total += train_step(model, optimizer, inputs, images.labels[batch])
+        total += train_step(model, optimizer, inputs, images.labels[batch], penalty)
     return float(total) / len(batches)
 
 

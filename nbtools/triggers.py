@@ -183,6 +183,33 @@ def _sample(images: Tensor, grid: Tensor) -> Tensor:
 TRIGGERS: dict[str, Callable[..., Trigger]] = {"badnets": BadNets, "blended": Blended, "sig": SIG, "wanet": WaNet}
 
 
+ALL_TO_ALL = -1
+"""The target that stands for "the next class": label y becomes y + 1, the last class the first."""
+
+
+def led_to(labels: Tensor, target: int, num_classes: int) -> Tensor:
+    """Where the attack leads images of these true classes: the target, or the next class (`ALL_TO_ALL`).
+
+    Args:
+        labels: int64 `[n]`.
+        target: a class, or `ALL_TO_ALL`.
+        num_classes: how many there are.
+    """
+    return (labels + 1) % num_classes if target == ALL_TO_ALL else torch.full_like(labels, target)
+
+
+def check_target(target: int, num_classes: int) -> None:
+    """Refuse a target that is neither a class nor `ALL_TO_ALL`.
+
+    Raises:
+        ValueError: it says what is allowed.
+    """
+    if not ALL_TO_ALL <= target < num_classes:
+        raise ValueError(
+            f"target must be one of the classes 0 to {num_classes - 1}, or {ALL_TO_ALL} for all-to-all, got {target}"
+        )
+
+
 def make_trigger(name: str, **options: float | int | str) -> Trigger:
     """A trigger by name.
 

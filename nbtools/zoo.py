@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from nbtools.experiments import Run
-from nbtools.models import MIN_WIDTH
+from nbtools.networks import MIN_WIDTH
 from nbtools.trained import Trained
 
 FIRST = 100

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nbtools.defend.architectures import KINDS
 from nbtools.defend.checkpoint import read
 from nbtools.defend.fitting import Fitted, fit
-from nbtools.models import MEAN, PreActResNet18
+from nbtools.networks import MEAN, PreActResNet18
 
 State = dict[str, Tensor]
 INPUTS = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))

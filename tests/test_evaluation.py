@@ -11,8 +11,9 @@ from torch import Generator, Tensor, nn
 
 from nbtools.evaluation import Evaluation, Evaluator, accuracy, agreement, der, predict, stability, tac, wilson
 from nbtools.images import Images, to_floats
-from nbtools.models import PreActResNet18, ResNet18, layers_of, prunable_units
-from nbtools.triggers import BadNets, Trigger, WaNet, stamp
+from nbtools.models import layers_of, prunable_units
+from nbtools.networks import PreActResNet18, ResNet18
+from nbtools.triggers import ALL_TO_ALL, BadNets, Trigger, WaNet, stamp
 
 TARGET = 1
 
@@ -65,6 +66,12 @@ def test_acc_counts_all_classes_and_asr_and_ra_all_but_the_target(
     assert str(found) == f"ACC {acc:5.1f}  ASR {asr:5.1f}  RA {ra:5.1f}"
 
 
+def test_all_to_all_counts_the_next_class_on_all_images(test_set: Images) -> None:
+    half = Oracle(lambda true, seen: torch.where(seen & (true > 1), (true + 1) % 4, true))
+    found = Evaluator(test_set, BadNets(1), ALL_TO_ALL)(half)
+    assert (found.acc, found.asr, found.ra) == (100, 50, 50)
+
+
 def test_the_triggered_images_are_those_of_the_other_classes_and_keep_their_labels(test_set: Images) -> None:
     evaluator = Evaluator(test_set, BadNets(1), TARGET)
     others = test_set.subset(test_set.labels != TARGET)
@@ -72,9 +79,9 @@ def test_the_triggered_images_are_those_of_the_other_classes_and_keep_their_labe
     assert evaluator.triggered.images.equal(stamp(BadNets(1), others).images)
 
 
-@pytest.mark.parametrize("target", [-1, 4])
+@pytest.mark.parametrize("target", [-2, 4])
 def test_targets_that_leave_nothing_to_measure_are_refused(target: int, test_set: Images) -> None:
-    with pytest.raises(ValueError, match=f"one of the classes 0 to 3, .* got target {target}"):
+    with pytest.raises(ValueError, match=f"one of the classes 0 to 3, or -1 for all-to-all, got {target}"):
         Evaluator(test_set, BadNets(), target)
     with pytest.raises(ValueError, match="some of the 10 test images must be of another class"):
         Evaluator(test_set.of_class(2), BadNets(), 2)

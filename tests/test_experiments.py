@@ -228,7 +228,7 @@ def test_a_write_that_breaks_off_leaves_the_earlier_rows(
         (lambda _: start("huge"), "unknown profile 'huge'; known: quick, laptop, paper"),
         (lambda run: run.model("badnet", 0.1), "unknown attack 'badnet'; known: badnets, blended, sig, wanet"),
         (lambda run: run.clean_model("none"), "unknown attack 'none'; known: badnets"),
-        (lambda run: run.model("badnets", 0.1, target=10), "classes 0 to 9, got 10"),
+        (lambda run: run.model("badnets", 0.1, target=10), "classes 0 to 9, or -1 for all-to-all, got 10"),
         (
             lambda run: run.model("badnets", 0.1, foo=3),
             "badnets can't take .*; its options: size, pattern",

@@ -15,7 +15,8 @@ from nbtools.defences.feature_maps import ChannelAccuracies, adversarial_maps, c
 from nbtools.defences.fmp import FMP
 from nbtools.defences.learning import Epochs
 from nbtools.images import Images
-from nbtools.models import PreActResNet18, ResNet18, Unit, prunable_units
+from nbtools.models import Unit, prunable_units
+from nbtools.networks import PreActResNet18, ResNet18
 from nbtools.training import DivergedError
 
 EPSILON = 0.06

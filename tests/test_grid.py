@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nbtools import grid, pages
+from nbtools.adaptive import Hide, Spread
 from nbtools.defences import FineTuning, SpectralNorm, Suspiciousness
 from nbtools.grid import Grid, Model, Point, Setup, read, spread
 
@@ -86,6 +87,24 @@ defence:
     assert [d.tune.epochs for d in (second, third) if isinstance(d, FineTuning)] == [1, 2]
 
 
+def test_an_adaptive_attacker_is_an_axis_of_the_models(tmp_path: Path) -> None:
+    text = """
+attack: [none, badnets]
+poison_rate: 0.1
+target: [0, -1]
+adaptive: [none, hide, {spread: {weight: [1, 2.0]}}]
+defence: clp
+"""
+    found = points(tmp_path, text)
+    attackers = [None, Hide(), Spread(1), Spread(2.0)]
+    assert [p.model.adaptive for p in found if p.model.attack == "none"] == [None, None]
+    assert [(p.model.target, p.model.adaptive) for p in found if p.model.attack != "none"] == [
+        (target, one) for target in (0, -1) for one in attackers
+    ]
+    assert found[-1].model.name == "badnets 10 %, Spread(weight=2.0)"
+    assert found[-1].columns()["adaptive"] == "Spread(weight=2.0)" and found[0].columns()["adaptive"] == ""
+
+
 def test_a_point_is_known_by_all_that_it_asks_and_travels(tmp_path: Path) -> None:
     one = points(tmp_path, "attack: badnets\npoison_rate: 0.1\ndefence: clp\ndraw: 0..3\nseed: [0, 1]\n")
     assert len({p.id for p in one}) == 8 and len({p.model.id for p in one}) == 2
@@ -139,6 +158,8 @@ small: 1
         ("attack: none\ndefence: {clp: {v: 3}}\n", "clp has no setting 'v'; it has mu = 3.0"),
         ("attack: none\ndefence: {clp: {mu: high}}\n", "clp's mu takes float"),
         ("attack: {badnets: {colour: 1}}\npoison_rate: 0.1\ndefence: clp\n", "badnets can't take"),
+        ("attack: none\ndefence: clp\nadaptive: sneak\n", "adaptive: unknown 'sneak'; known: none, hide, spread"),
+        ("attack: none\ndefence: clp\nadaptive: {hide: {weight: 0}}\n", "weight must be above 0"),
         ("attack: none\ndefence: clp\nprofile: huge\n", "unknown 'huge'; known: quick"),
         ("attack: none\ndefence: clp\nwidth: 3\n", "width=.3. is out of range"),
         ("attack: none\ndefence: clp\nsamples_per_class: 5000\n", "samples_per_class=.5000. is out of range"),

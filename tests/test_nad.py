@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nbtools.defences.learning import Epochs, batches, cutout
 from nbtools.defences.nad import NAD, attention, outputs
 from nbtools.images import Images, to_floats
-from nbtools.models import make_model
+from nbtools.networks import make_model
 from nbtools.training import DivergedError, augment
 
 TEACHER, STUDENT = Epochs(epochs=1, batch_size=8), Epochs(epochs=2, batch_size=8, nesterov=True, cutout=5)

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from nbtools.images import Images, to_bytes
 from nbtools.poisoning import Poisoned, poison
-from nbtools.triggers import SIG, BadNets, Blended, Trigger, WaNet, stamp
+from nbtools.triggers import ALL_TO_ALL, SIG, BadNets, Blended, Trigger, WaNet, stamp
 
 CLASSES = ("ant", "bee", "cat", "dog")
 ALL = [BadNets(), Blended(), SIG(), WaNet()]
@@ -105,6 +105,15 @@ def test_a_blend_is_rounded_to_the_nearest_level(train: Images) -> None:
     assert done.images.images[index].equal(to_bytes(exact.float() / 255))
 
 
+def test_all_to_all_leads_each_class_to_the_next(train: Images) -> None:
+    done = poison(train, BadNets(), 0.4, ALL_TO_ALL)
+    true = done.labels_before[done.poisoned]
+    assert done.images.labels[done.poisoned].tolist() == [(int(label) + 1) % 4 for label in true]
+    assert len(done.poisoned) == 80 and true.bincount(minlength=4).min() > 10, "drawn from all classes"
+    left = untouched(done)
+    assert done.images.labels[left].equal(train.labels[left]) and done.images.images[left].equal(train.images[left])
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -116,8 +125,9 @@ def test_a_blend_is_rounded_to_the_nearest_level(train: Images) -> None:
         ({"poison_rate": 0.8}, "asks for 160 poisoned and 0 cross images; 150 of 200 images can be poisoned"),
         ({"poison_rate": 0.004, "trigger": SIG()}, "asks for 0 poisoned .* 50 of 200"),
         ({"poison_rate": 0.4, "trigger": WaNet()}, "asks for 80 poisoned and 160 cross images"),
-        ({"poison_rate": 0.1, "target": 4}, "target must be one of the classes 0 to 3, got 4"),
-        ({"poison_rate": 0.1, "target": -1}, "got -1"),
+        ({"poison_rate": 0.1, "target": 4}, "one of the classes 0 to 3, or -1 for all-to-all, got 4"),
+        ({"poison_rate": 0.1, "target": -2}, "got -2"),
+        ({"poison_rate": 0.1, "target": -1, "trigger": SIG()}, "it can't be all-to-all"),
     ],
 )
 def test_rates_and_targets_that_make_no_sense_are_refused(asked: dict[str, Any], message: str, train: Images) -> None:

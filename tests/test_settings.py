@@ -13,7 +13,7 @@ import torch
 
 from nbtools import settings
 from nbtools.datasets import DATASETS
-from nbtools.models import MIN_WIDTH, make_model
+from nbtools.networks import MIN_WIDTH, make_model
 from nbtools.parameters import CLASSES, LIMITS, check_parameters
 from nbtools.settings import PROFILES, default_device, default_profile, get_profile, hardware, has_bf16, keep_memory
 from nbtools.shapes import CLASSES as SHAPES_CLASSES
@@ -133,7 +133,7 @@ def test_good_parameters_pass(parameters: Mapping[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("poison_rate", 0), ("poison_rate", 1.5), ("poison_rate", math.nan), ("target", -1), ("mu", -0.5),
+        ("poison_rate", 0), ("poison_rate", 1.5), ("poison_rate", math.nan), ("target", -2), ("mu", -0.5),
         ("mu", math.nan), ("mu", [2.0, -1.0]), ("samples_per_class", 0), ("n_total", -1), ("seed", -1),
         ("epochs", -1), ("draws", -3), ("draw", -1), ("target", 10), ("mus", []), ("mus", [2.0, -1.0]), ("low_rate", 2),
         ("zoo_rate", 0), ("paper_per_class", 0), ("alpha", 0), ("epsilon", 1.5), ("divisors", [64, 1]),

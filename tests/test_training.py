@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nbtools.evaluation import accuracy
 from nbtools.images import Images
-from nbtools.models import ResNet18
+from nbtools.networks import ResNet18
 from nbtools.training import DivergedError, Recipe, Row, augment, train
 
 Whole = tuple[nn.Module, list[Row]]

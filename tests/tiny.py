@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torchvision.models import DenseNet, MobileNetV2, vgg
 
 from nbtools.images import Images
-from nbtools.models import Normalise, make_model, prunable_units
+from nbtools.models import prunable_units
+from nbtools.networks import Normalise, make_model
 from nbtools.pruning import Mask
 
 CLASSES = ("red", "green", "blue", "grey")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import densenet, mobilenetv2, resnet, vgg
 
-from nbtools.models import Normalise, PreActResNet18, ResNet18
+from nbtools.networks import Normalise, PreActResNet18, ResNet18
 
 Shapes = Mapping[str, Sequence[int]]
 

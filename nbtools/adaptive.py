@@ -1,0 +1,167 @@
+"""Attackers who know the score: what they add to the loss of training so that it does not find them [ours]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nbtools.models import Unit, layers_of, prunable_units
+from nbtools.scores import EPSILON
+from nbtools.training import Penalty
+from nbtools.triggers import Trigger
+
+SHOWN = 32
+"""Images of each batch that a penalty is computed on, once as they are and once with the trigger."""
+
+
+class Adaptive(Protocol):
+    """An attacker who changes the training, too; its `repr` is a complete record."""
+
+    def on(self, model: nn.Module, trigger: Trigger) -> Penalty:
+        """The penalty for training this model with this trigger."""
+        ...
+
+
+@dataclass(frozen=True)
+class Hide:
+    """Make the filters that carry the trigger look like their neighbours.
+
+    weight * mean over layers of sum_i w_i (log S_i - mean log S), where w_i is filter i's share of what the trigger
+    moves in its layer (no gradient flows through it), and S the suspiciousness score without saliency, which would ask
+    for gradients of gradients: spectral norms fall, activation norms and correlations rise where the trigger sits.
+
+    Args:
+        weight: beside the cross-entropy; above 0.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.weight)
+
+    def on(self, model: nn.Module, trigger: Trigger) -> Penalty:
+        """See `Adaptive`."""
+
+        def of_layer(conv: nn.Conv2d, bn: nn.BatchNorm2d, clean: Tensor, moved: Tensor) -> Tensor:
+            score = sigma(conv, bn).clamp_min(1e-12).log()
+            for term in (activation(clean), correlation(clean)):
+                score = score - 0.5 * (term / term.mean().clamp_min(1e-12) + EPSILON).log()
+            return (share(moved).detach() * (score - score.mean())).sum()
+
+        return _mean_over_layers(model, trigger, of_layer, self.weight)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Spread what the trigger moves over all filters of a layer, so that none stands out.
+
+    weight * mean over layers of log(n sum_i w_i^2), w_i as in `Hide` and n the layer's filters: 0 where all move alike,
+    log n where one filter carries everything.
+
+    Args:
+        weight: beside the cross-entropy; above 0.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.weight)
+
+    def on(self, model: nn.Module, trigger: Trigger) -> Penalty:
+        """See `Adaptive`."""
+
+        def of_layer(_conv: nn.Conv2d, _bn: nn.BatchNorm2d, _clean: Tensor, moved: Tensor) -> Tensor:
+            return (len(moved) * share(moved).square().sum()).clamp_min(1e-12).log()
+
+        return _mean_over_layers(model, trigger, of_layer, self.weight)
+
+
+ADAPTIVE: dict[str, Callable[..., Adaptive]] = {"hide": Hide, "spread": Spread}
+
+
+def share(moved: Tensor) -> Tensor:
+    """Each filter's part of the layer's sum: `[filters]`, not negative, summing to 1 (to 0 where nothing moves)."""
+    return moved / moved.sum().clamp_min(1e-12)
+
+
+def sigma(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
+    """`nbtools.scores.spectral_norms` of one layer, with its gradient: float32 `[filters]`."""
+    weight = conv.weight.float().permute(0, 2, 3, 1).flatten(1, 2)
+    gram = weight @ weight.transpose(1, 2)
+    largest = gram[:, 0, 0] if gram.shape[-1] == 1 else torch.linalg.eigvalsh(gram)[:, -1]
+    assert bn.running_var is not None
+    return largest.clamp_min(1e-12).sqrt() * bn.weight.float().abs() / (bn.running_var + bn.eps).sqrt()
+
+
+def activation(maps: Tensor) -> Tensor:
+    """`nbtools.activations.MapStatistics.activation_norm` of one batch, with its gradient: `[filters]`."""
+    return maps.float().flatten(2).square().sum(2).add(1e-12).sqrt().mean(0)
+
+
+def correlation(maps: Tensor) -> Tensor:
+    """`nbtools.activations.MapStatistics.correlation` of one batch, with its gradient: `[filters]`, in [0, 1]."""
+    columns = maps.float().transpose(0, 1).flatten(1)
+    centred = columns - columns.mean(1, keepdim=True)
+    unit = centred / centred.square().sum(1, keepdim=True).add(1e-12).sqrt()
+    matrix = (unit @ unit.T).abs()
+    return (matrix.sum(1) - matrix.diagonal()) / max(len(matrix) - 1, 1)
+
+
+def _mean_over_layers(
+    model: nn.Module,
+    trigger: Trigger,
+    of_layer: Callable[[nn.Conv2d, nn.BatchNorm2d, Tensor, Tensor], Tensor],
+    weight: float,
+) -> Penalty:
+    layers = layers_of(model, prunable_units(model))
+
+    def penalty(images: Tensor) -> Tensor:
+        clean = images[:SHOWN]
+        with torch.no_grad():
+            both = torch.cat([clean, trigger(clean)])
+        total = torch.zeros((), device=images.device)
+        for conv, bn, maps in _maps(model, layers, both):
+            with torch.autocast(images.device.type, enabled=False):
+                before, after = maps.float().chunk(2)
+                moved = (after - before).flatten(2).square().sum(2).add(1e-12).sqrt().mean(0)
+                total = total + of_layer(conv, bn, before, moved)
+        return weight * total / len(layers)
+
+    return penalty
+
+
+def _maps(
+    model: nn.Module, layers: list[tuple[Unit, nn.Conv2d, nn.BatchNorm2d]], images: Tensor
+) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d, Tensor]]:
+    """Convolution, batch norm and the maps behind BN and ReLU, layer by layer, in the autograd graph.
+
+    Running statistics stay as they are: half of these images carry the trigger.
+    """
+    seen: dict[nn.Module, Tensor] = {}
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [bn.momentum for bn in norms]
+
+    def see(bn: nn.Module, _inputs: object, output: Tensor) -> None:
+        seen[bn] = output.relu()  # at once: a residual sum is added in place
+
+    handles = [bn.register_forward_hook(see) for _, _, bn in layers]
+    try:
+        for bn in norms:
+            bn.momentum = 0.0
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for bn, momentum in zip(norms, momenta, strict=True):
+            bn.momentum = momentum
+    for _, conv, bn in layers:
+        yield conv, bn, seen[bn]
+
+
+def _check(weight: float) -> None:
+    if not weight > 0:
+        raise ValueError(f"weight must be above 0, got {weight}; without a penalty leave the adaptive attacker out")
