@@ -56,11 +56,7 @@ def run(
     from nbtools.run import new_folder, run_series
     from nbtools.run import plan as make_plan
 
-    if data is not None:
-        os.environ["NBTOOLS_DATA"] = str(data)
-    for name in ("NBTOOLS_DATA", "NBTOOLS_CACHE"):
-        if value := os.environ.get(name):  # kernels work in another folder, where a relative path is another place
-            os.environ[name] = str(Path(value).expanduser().absolute())
+    _settle_folders(data)
     try:
         folder = (folder or notebooks.source_folder()).resolve()
         plan = make_plan(names, profile, given, folder)
@@ -77,6 +73,15 @@ def run(
     outcome = run_series(plan, out.resolve(), write=write, keep_going=keep_going, say=click.echo)
     _report(out, plan.sources, outcome.done, outcome.interrupted, write)
     sys.exit(130 if outcome.interrupted else 1 if outcome.failed else 0)
+
+
+def _settle_folders(data: Path | None) -> None:
+    """NBTOOLS_DATA and NBTOOLS_CACHE whole, for kernels and workers in other folders; `data` goes before the first."""
+    if data is not None:
+        os.environ["NBTOOLS_DATA"] = str(data)
+    for name in ("NBTOOLS_DATA", "NBTOOLS_CACHE"):
+        if value := os.environ.get(name):
+            os.environ[name] = str(Path(value).expanduser().absolute())
 
 
 def _report(out: Path, sources: list[Path], done: list[str], interrupted: bool, write: bool) -> None:
@@ -243,27 +248,26 @@ def sweep(
     from nbtools import notebooks
     from nbtools.settings import PROFILES
 
-    for name in ("NBTOOLS_DATA", "NBTOOLS_CACHE"):
-        if value := os.environ.get(name):
-            os.environ[name] = str(Path(value).expanduser().absolute())
+    _settle_folders(data)
     try:
         if profile is not None and profile not in PROFILES:
             raise ValueError(notebooks.known("profile", profile, PROFILES))
-        from nbtools import grid as of_defences
-        from nbtools import pages
+        from nbtools import axes, pages
         from nbtools.estimate import estimate
-        from nbtools.sweep import Scale, Store, lanes
+        from nbtools.grid import Point
+        from nbtools.store import Store
+        from nbtools.sweep import Scale, lanes
         from nbtools.sweep import sweep as work
 
         if notebook is None:
-            asked = of_defences.read(grid, profile or "")
+            asked = axes.read(grid, profile or "")
         else:
             asked = pages.read(grid, notebook, notebooks.source_folder(), profile or "")
         store = Store(out or notebooks.source_folder().parent.parent / "runs" / "sweeps" / grid.stem)
         scale = Scale(workers, threads, scheduler)
         left = [point for point in asked.points if store.lacks(point, retry)]
         click.echo(f"{len(asked.points)} points in {grid}, {len(asked.points) - len(left)} with a row already")
-        if measured := [point for point in left if isinstance(point, of_defences.Point)]:
+        if measured := [point for point in left if isinstance(point, Point)]:
             click.echo(estimate(measured, lanes(scale)))
         if dry_run:
             return

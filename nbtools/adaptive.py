@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,66 +18,78 @@ SHOWN = 32
 """Images of each batch that a penalty is computed on, once as they are and once with the trigger."""
 
 
-class Adaptive(Protocol):
-    """An attacker who changes the training, too; its `repr` is a complete record."""
+@dataclass(frozen=True)
+class Adaptive(ABC):
+    """An attacker who changes the training, too; its `repr` is a complete record.
+
+    Args:
+        weight: of the penalty, beside the cross-entropy; above 0.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"weight must be above 0, got {self.weight}; without a penalty leave the attacker out")
+
+    @abstractmethod
+    def of_layer(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, clean: Tensor, moved: Tensor) -> Tensor:
+        """A layer's part of the penalty, a scalar.
+
+        Args:
+            conv: the convolution.
+            bn: its batch norm.
+            clean: maps of clean images behind BN and ReLU, `[images, filters, height, width]`.
+            moved: by how much the trigger moves each filter's map, mean Frobenius norm, `[filters]`.
+        """
 
     def on(self, model: nn.Module, trigger: Trigger) -> Penalty:
-        """The penalty for training this model with this trigger."""
-        ...
+        """The penalty for training this model with this trigger: `weight` times the mean over the layers."""
+        layers = layers_of(model, prunable_units(model))
+
+        def penalty(images: Tensor) -> Tensor:
+            clean = images[:SHOWN]
+            with torch.no_grad():
+                both = torch.cat([clean, trigger(clean)])
+            total = torch.zeros((), device=images.device)
+            for conv, bn, maps in _maps(model, layers, both):
+                with torch.autocast(images.device.type, enabled=False):
+                    before, after = maps.float().chunk(2)
+                    moved = (after - before).flatten(2).square().sum(2).add(1e-12).sqrt().mean(0)
+                    total = total + self.of_layer(conv, bn, before, moved)
+            return self.weight * total / len(layers)
+
+        return penalty
 
 
 @dataclass(frozen=True)
-class Hide:
+class Hide(Adaptive):
     """Make the filters that carry the trigger look like their neighbours.
 
-    weight * mean over layers of sum_i w_i (log S_i - mean log S), where w_i is filter i's share of what the trigger
-    moves in its layer (no gradient flows through it), and S the suspiciousness score without saliency, which would ask
-    for gradients of gradients: spectral norms fall, activation norms and correlations rise where the trigger sits.
-
-    Args:
-        weight: beside the cross-entropy; above 0.
+    Mean over layers of sum_i w_i (log S_i - mean log S), where w_i is filter i's share of what the trigger moves in its
+    layer (no gradient flows through it), and S the suspiciousness score without saliency, which would ask for gradients
+    of gradients: spectral norms fall, activation norms and correlations rise where the trigger sits.
     """
 
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check(self.weight)
-
-    def on(self, model: nn.Module, trigger: Trigger) -> Penalty:
-        """See `Adaptive`."""
-
-        def of_layer(conv: nn.Conv2d, bn: nn.BatchNorm2d, clean: Tensor, moved: Tensor) -> Tensor:
-            score = sigma(conv, bn).clamp_min(1e-12).log()
-            for term in (activation(clean), correlation(clean)):
-                score = score - 0.5 * (term / term.mean().clamp_min(1e-12) + EPSILON).log()
-            return (share(moved).detach() * (score - score.mean())).sum()
-
-        return _mean_over_layers(model, trigger, of_layer, self.weight)
+    def of_layer(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, clean: Tensor, moved: Tensor) -> Tensor:
+        """See `Adaptive.of_layer`."""
+        score = sigma(conv, bn).clamp_min(1e-12).log()
+        for term in (activation(clean), correlation(clean)):
+            score = score - 0.5 * (term / term.mean().clamp_min(1e-12) + EPSILON).log()
+        return (share(moved).detach() * (score - score.mean())).sum()
 
 
 @dataclass(frozen=True)
-class Spread:
+class Spread(Adaptive):
     """Spread what the trigger moves over all filters of a layer, so that none stands out.
 
-    weight * mean over layers of log(n sum_i w_i^2), w_i as in `Hide` and n the layer's filters: 0 where all move alike,
-    log n where one filter carries everything.
-
-    Args:
-        weight: beside the cross-entropy; above 0.
+    Mean over layers of log(n sum_i w_i^2), w_i as in `Hide` and n the layer's filters: 0 where all move alike, log n
+    where one filter carries everything.
     """
 
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check(self.weight)
-
-    def on(self, model: nn.Module, trigger: Trigger) -> Penalty:
-        """See `Adaptive`."""
-
-        def of_layer(_conv: nn.Conv2d, _bn: nn.BatchNorm2d, _clean: Tensor, moved: Tensor) -> Tensor:
-            return (len(moved) * share(moved).square().sum()).clamp_min(1e-12).log()
-
-        return _mean_over_layers(model, trigger, of_layer, self.weight)
+    def of_layer(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, clean: Tensor, moved: Tensor) -> Tensor:
+        """See `Adaptive.of_layer`."""
+        return (len(moved) * share(moved).square().sum()).clamp_min(1e-12).log()
 
 
 ADAPTIVE: dict[str, Callable[..., Adaptive]] = {"hide": Hide, "spread": Spread}
@@ -111,29 +123,6 @@ def correlation(maps: Tensor) -> Tensor:
     return (matrix.sum(1) - matrix.diagonal()) / max(len(matrix) - 1, 1)
 
 
-def _mean_over_layers(
-    model: nn.Module,
-    trigger: Trigger,
-    of_layer: Callable[[nn.Conv2d, nn.BatchNorm2d, Tensor, Tensor], Tensor],
-    weight: float,
-) -> Penalty:
-    layers = layers_of(model, prunable_units(model))
-
-    def penalty(images: Tensor) -> Tensor:
-        clean = images[:SHOWN]
-        with torch.no_grad():
-            both = torch.cat([clean, trigger(clean)])
-        total = torch.zeros((), device=images.device)
-        for conv, bn, maps in _maps(model, layers, both):
-            with torch.autocast(images.device.type, enabled=False):
-                before, after = maps.float().chunk(2)
-                moved = (after - before).flatten(2).square().sum(2).add(1e-12).sqrt().mean(0)
-                total = total + of_layer(conv, bn, before, moved)
-        return weight * total / len(layers)
-
-    return penalty
-
-
 def _maps(
     model: nn.Module, layers: list[tuple[Unit, nn.Conv2d, nn.BatchNorm2d]], images: Tensor
 ) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d, Tensor]]:
@@ -160,8 +149,3 @@ def _maps(
             bn.momentum = momentum
     for _, conv, bn in layers:
         yield conv, bn, seen[bn]
-
-
-def _check(weight: float) -> None:
-    if not weight > 0:
-        raise ValueError(f"weight must be above 0, got {weight}; without a penalty leave the adaptive attacker out")

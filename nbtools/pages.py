@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nbtools import arguments, notebooks
-from nbtools.grid import Grid, Options, digest, load, spread
+from nbtools.axes import load, spread
+from nbtools.grid import Grid, Options, digest
 from nbtools.parameters import check_parameters
 from nbtools.settings import PROFILES, default_profile
 

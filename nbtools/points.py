@@ -56,7 +56,10 @@ def measure(point: Point, data: str = "", threads: int = 1, expected: str = "") 
     _same_code(expected)
     torch.set_num_threads(threads)
     run, trained = _trained(point.model, data, _device())
-    row = run.defend(trained, point.defence, point.samples_per_class, point.n_total, point.draw)
+    amount = point.samples_per_class, point.n_total, point.draw
+    row = run.defend(trained, point.defence, *amount, glance=point.glance)
+    if point.glance:
+        row["test_images"] = len(trained.glance.test)
     return run.stamp() | point.columns() | row | {"wall": time.monotonic() - started, "error": ""}
 
 

@@ -56,7 +56,7 @@ def test_a_step_against_the_penalty_lowers_it_and_leaves_statistics_alone(kind: 
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             if gradient is not None:
                 parameter -= 0.02 * gradient / length
-    assert float(penalty(images)) < float(before)
+    assert penalty(images).item() < before.item()
     assert all(torch.equal(b, statistics[n]) for n, b in model.named_buffers() if n in statistics)
     assert all(m.momentum == 0.1 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from nbtools import grid, pages
+from nbtools import pages
 from nbtools.adaptive import Hide, Spread
+from nbtools.axes import read, spread
 from nbtools.defences import FineTuning, SpectralNorm, Suspiciousness
-from nbtools.grid import Grid, Model, Point, Setup, read, spread
+from nbtools.grid import Grid, Model, Point, Setup, digest
 
 FOLDER = Path(__file__).parent.parent / "notebooks" / "src"
 
@@ -103,6 +104,14 @@ defence: clp
     ]
     assert found[-1].model.name == "badnets 10 %, Spread(weight=2.0)"
     assert found[-1].columns()["adaptive"] == "Spread(weight=2.0)" and found[0].columns()["adaptive"] == ""
+
+
+def test_a_glance_is_an_axis_and_another_point(tmp_path: Path) -> None:
+    text = "attack: badnets\npoison_rate: 0.1\ndefence: clp\nglance: [false, true]\n"
+    found = points(tmp_path, text)
+    assert [p.glance for p in found] == [False, True] and len({p.id for p in found}) == 2
+    with pytest.raises(ValueError, match="glance: 1 is no bool"):
+        points(tmp_path, text.replace("[false, true]", "1"))
 
 
 def test_a_point_is_known_by_all_that_it_asks_and_travels(tmp_path: Path) -> None:
@@ -201,4 +210,4 @@ def test_bad_grids_of_a_notebook_are_refused(tmp_path: Path, text: str, told: st
 
 
 def test_the_digest_is_short_and_its_own(tmp_path: Path) -> None:
-    assert len(grid.digest("a")) == 16 and grid.digest("a") != grid.digest("b")
+    assert len(digest("a")) == 16 and digest("a") != digest("b")

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,8 @@ from fake_points import Sum
 
 from nbtools import sweep as sweeping
 from nbtools.__main__ import main
-from nbtools.grid import Grid, Point, read
+from nbtools.axes import read
+from nbtools.grid import Grid, Point
 from nbtools.points import code, measure
 from nbtools.store import Store
 from nbtools.sweep import Scale, sweep
@@ -226,6 +228,8 @@ def test_rows_of_the_command_equal_those_measured_here(tmp_path: Path, monkeypat
         own = measure(point)
         for name in ("acc_before", "asr_before", "acc_after", "asr_after", "ra_after", "pruned", "der", "settings"):
             assert row[name] == own[name], name
+    looked = measure(replace(points[-1], glance=True))
+    assert (looked["test_images"], own["test_images"]) == (500, 1_000) and looked["pruned"] == own["pruned"]
     assert len(list((tmp_path / "cache" / "models").glob("*/card.json"))) == 1, "trained once, in the sweep's cache"
     known = CliRunner().invoke(main, ["sweep", str(path), "--out", str(tmp_path / "other"), "--dry-run"])
     assert "1 models, 0 of them to be trained" in known.output and "roughly" in known.output

@@ -808,9 +808,9 @@ print(f"by chance two would share {10 / last.filters:.2f} of their ten")
 checks.backdoor_took(poisoned, clean_twin)
 after = wide["asr_after"][attack]
 left = {"quick": 80, "laptop": 50, "paper": 50}[run.profile.name]
-best = {"quick": 100, "laptop": 60, "paper": 60}[run.profile.name]  # in quick rounding decides whether any succeeds
 assert after["fine-tuning"] >= left, "fine-tuning on a few images should leave the backdoor in place"
-assert after.min() <= best, "none of the seven does anything to the backdoor"
+if run.profile.name != "quick":  # there rounding decides whether any of the hurried baselines succeeds
+    assert after.min() <= 60, "none of the seven does anything to the backdoor"
 lost = wide["acc_before"]["none"] - wide["acc_after"]["none"]
 assert lost.median() <= 5, "most of the seven should leave a clean network as it is"
 assert steps.loss.iloc[-1] > steps.loss.iloc[0], "unlearning should raise the clean loss"
