@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import bits, network, pictures, plain, same_bits
 from torch import nn
 
@@ -17,6 +18,7 @@ from nbtools.defences import (
     MNP,
     NAD,
     RNP,
+    ChosenMu,
     Defence,
     Epochs,
     FinePruning,
@@ -28,13 +30,15 @@ from nbtools.defences import (
     Suspiciousness,
     Validation,
 )
-from nbtools.images import Images
+from nbtools.defences.learning import accuracy
+from nbtools.images import Images, to_floats
 from nbtools.pruning import pruned_copy, threshold
 from nbtools.scores import POWERS, components, spectral_norms, suspiciousness
 
 SHORT = FineTune(steps=4, every=2, folds=2)
 ALL = [
     Suspiciousness(mu=1, fine_tune=SHORT),
+    ChosenMu(Suspiciousness(fine_tune=SHORT), mus=(2, 1), allowed=0.5),
     SpectralNorm(mu=1, fine_tune=SHORT),
     RandomPruning(Suspiciousness(mu=1, fine_tune=SHORT)),
 ]
@@ -82,7 +86,7 @@ def test_a_repair_is_complete(defence: Defence) -> None:
     first = defence(plain(), pictures(8))
     assert list(first.mask.pruned) == list(first.scores) == ["conv1", "conv2"]
     assert 0 < first.mask.count < first.mask.filters == 16
-    assert len(first.history) == 3
+    assert sum("step" in row for row in first.history) == 3
     for bn, pruned in zip(("bn1", "bn2"), first.mask.pruned.values(), strict=True):
         state = first.model.state_dict()
         assert not state[f"{bn}.weight"][pruned].any() and not state[f"{bn}.bias"][pruned].any()
@@ -171,6 +175,9 @@ def test_little_input_is_enough(defence: Defence, clean: Images) -> None:
         (lambda: Suspiciousness(scope="block"), "unknown scope 'block'; known: layer, global"),
         (lambda: Suspiciousness(powers={"weight": 1}), "powers take sigma, .* got 'weight': 1"),
         (lambda: Suspiciousness(powers={"sigma": "1"}), "powers take .* to a finite number, got 'sigma': '1'"),  # pyright: ignore[reportArgumentType]
+        (lambda: ChosenMu(mus=()), "mus must hold one threshold or more"),
+        (lambda: ChosenMu(mus=(2, -1)), "mu must be 0 or more, got -1"),
+        (lambda: ChosenMu(allowed=1), r"allowed must lie in \[0, 1\), got 1"),
         (lambda: FineTune(steps=0), "steps, every and batch_size >= 1"),
         (lambda: FineTune(lr=-1e-3), "lr >= 0"),
         (lambda: FineTune(lr=float("nan")), "lr >= 0"),
@@ -188,3 +195,32 @@ def test_settings_are_checked_before_any_work(make: Callable[[], object], messag
 def test_the_fields_of_a_repair_are_these() -> None:
     first = ["model", "mask", "scores", "history", "seconds", "defence"]
     assert [f.name for f in fields(Repair)] == [*first, "untuned", "tuned_steps", "peak_bytes"]
+
+
+def test_mu_is_the_last_before_the_clean_images_object() -> None:
+    model, clean = plain().train(), pictures(24)
+    optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for _ in range(40):  # so that there is an accuracy to lose
+        optimiser.zero_grad()
+        F.cross_entropy(model(to_floats(clean.images)), clean.labels).backward()
+        optimiser.step()
+    model.eval().requires_grad_(False)
+    before = accuracy(model, clean)
+    like = Suspiciousness(fine_tune=None)
+    mus = tuple(k / 4 for k in range(9))
+    kept = {}
+    for mu in sorted(mus, reverse=True):
+        pruned = replace(like, mu=mu)(model, clean).model
+        kept[mu] = float((pruned(to_floats(clean.images)).argmax(1) == clean.labels).float().mean())
+    assert before > 0.9 and len(set(kept.values())) > 2, "the images have something to say"
+    for allowed in (0.0, 0.1, 0.3, 0.6):
+        wanted = None
+        for mu, share in kept.items():
+            if share < before - max(allowed, 1 / len(clean)) - 1e-6:
+                break
+            wanted = mu
+        repair = ChosenMu(like, mus, allowed)(model, clean)
+        assert [row["mu"] for row in repair.history if row["chosen"]] == ([] if wanted is None else [wanted])
+        assert [row["accuracy"] for row in repair.history] == pytest.approx(list(kept.values())[: len(repair.history)])
+        twin = replace(like, mu=math.inf if wanted is None else wanted)(model, clean)
+        assert all(torch.equal(a, b) for a, b in zip(repair.model.parameters(), twin.model.parameters(), strict=True))

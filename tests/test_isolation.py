@@ -97,7 +97,12 @@ def call_of(kind: type) -> inspect.Signature:
 
 def test_the_defences_are_known() -> None:
     rivals = {"FMP", "MNP", "NAD", "ANP", "AWM", "RNP", "FinePruning", "FineTuning"}
-    assert {kind.__name__ for kind in public()} == {"Suspiciousness", "SpectralNorm", "RandomPruning"} | rivals
+    assert {kind.__name__ for kind in public()} == {
+        "Suspiciousness",
+        "ChosenMu",
+        "SpectralNorm",
+        "RandomPruning",
+    } | rivals
 
 
 @pytest.mark.parametrize("defence", public())
@@ -137,7 +142,7 @@ epoch = Epochs(epochs=1, batch_size=4)
 rivals = [FMP(n_images=4, divisor=4, fine_tune=epoch), MNP(unlearn_epochs=1, recover_epochs=2)]
 rivals += [RNP(unlearn_epochs=1, recover_epochs=2), ANP(iterations=3), AWM(rounds=1, passes=1)]
 rivals += [NAD(epoch, epoch, (1, 1), ("conv1", "conv2")), FinePruning(fine_tune=epoch), FineTuning(epoch)]
-for defence in (first, SpectralNorm(mu=1, fine_tune=tune), RandomPruning(first), *rivals):
+for defence in (first, ChosenMu(first), SpectralNorm(mu=1, fine_tune=tune), RandomPruning(first), *rivals):
     print(type(defence).__name__, defence(plain(), pictures(8)).mask.count)
 """
 
@@ -147,6 +152,7 @@ def test_the_defences_work_where_triggers_and_test_set_do_not_exist() -> None:
     assert child.returncode == 0, child.stderr
     assert [line.split()[0] for line in child.stdout.splitlines()] == [
         "Suspiciousness",
+        "ChosenMu",
         "SpectralNorm",
         "RandomPruning",
         *["FMP", "MNP", "RNP", "ANP", "AWM", "NAD", "FinePruning", "FineTuning"],

@@ -224,6 +224,7 @@ def test_rows_of_the_command_equal_those_measured_here(tmp_path: Path, monkeypat
 
     shutil.copytree(tmp_path / "cache" / "models", tmp_path / "serial" / "models")  # the model, but none of the rows
     monkeypatch.setenv("NBTOOLS_CACHE", str(tmp_path / "serial"))
+    own = {}
     for point, row in zip(points, table.to_dict("records"), strict=True):
         own = measure(point)
         for name in ("acc_before", "asr_before", "acc_after", "asr_after", "ra_after", "pruned", "der", "settings"):

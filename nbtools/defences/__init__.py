@@ -13,7 +13,7 @@ from nbtools.defences.mnp import MNP
 from nbtools.defences.nad import NAD
 from nbtools.defences.repair import Defence, FineTune, Repair
 from nbtools.defences.rnp import RNP
-from nbtools.defences.suspiciousness import RandomPruning, SpectralNorm, Suspiciousness
+from nbtools.defences.suspiciousness import ChosenMu, RandomPruning, SpectralNorm, Suspiciousness
 
 __all__ = [
     "ANP",
@@ -22,6 +22,7 @@ __all__ = [
     "MNP",
     "NAD",
     "RNP",
+    "ChosenMu",
     "Defence",
     "Epochs",
     "FinePruning",

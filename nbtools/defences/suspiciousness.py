@@ -1,16 +1,18 @@
-"""Pruning by the suspiciousness score (arXiv 2311.07417), and its sigma-only and random controls."""
+"""Pruning by the suspiciousness score (arXiv 2311.07417), with a chosen threshold, and its controls."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from nbtools.defences.learning import accuracy
 from nbtools.defences.repair import FineTune, Repair, measured
 from nbtools.images import Images
 from nbtools.models import check_finite, prunable_units
-from nbtools.pruning import Mask, apply, at_random, check_threshold, threshold
+from nbtools.pruning import Mask, apply, at_random, check_threshold, pruned_copy, threshold
 from nbtools.saliency import SALIENCY_LOSSES
 from nbtools.scores import (
     POWERS,
@@ -83,6 +85,56 @@ class Suspiciousness:
         """
         parts = self.components(model, clean)
         return _repair(model, clean, self.scores(parts), self.mask(parts), self.fine_tune)
+
+
+@dataclass(frozen=True)
+class ChosenMu:
+    """Pruning by the suspiciousness score with a threshold that the clean images choose [ours].
+
+    mu is walked down from the gentlest; the last one is taken before the accuracy of the pruned copy on the clean
+    images falls by more than `allowed`, or by more than one image where that is more, below the model's own. These are
+    the images that the score was measured with; so few numbers learn from them that none needs to be held back.
+
+    Args:
+        like: the defence; its own `mu` does not matter.
+        mus: thresholds to try, in any order, each 0 or more.
+        allowed: loss of accuracy that is accepted, in [0, 1).
+    """
+
+    like: Suspiciousness = field(default_factory=Suspiciousness)
+    mus: tuple[float, ...] = (4.0, 3.5, 3.0, 2.75, 2.5, 2.25, 2.0, 1.75, 1.5)
+    allowed: float = 0.03
+
+    def __post_init__(self) -> None:
+        if not self.mus:
+            raise ValueError("mus must hold one threshold or more")
+        for mu in self.mus:
+            check_threshold(mu)
+        if not 0 <= self.allowed < 1:
+            raise ValueError(f"allowed must lie in [0, 1), got {self.allowed}")
+
+    @measured
+    def __call__(self, model: nn.Module, clean: Images) -> Repair:
+        """Repair a copy of `model`; the history begins with the walk: mu, pruned, accuracy in [0, 1], chosen.
+
+        Raises:
+            ValueError: as `Suspiciousness`.
+        """
+        parts = self.like.components(model, clean)
+        before = accuracy(copy.deepcopy(model).eval(), clean)
+        least = before - max(self.allowed, 1 / len(clean)) - 1e-9
+        best, walk = replace(self.like, mu=math.inf).mask(parts), []  # prunes nothing
+        for mu in sorted(self.mus, reverse=True):
+            mask = replace(self.like, mu=mu).mask(parts)
+            kept = accuracy(pruned_copy(model, mask).eval(), clean)
+            walk.append({"mu": mu, "pruned": mask.count, "accuracy": kept, "chosen": False})
+            if kept < least:
+                break
+            best = mask
+            for row in walk:
+                row["chosen"] = row["mu"] == mu
+        repair = _repair(model, clean, self.like.scores(parts), best, self.like.fine_tune)
+        return replace(repair, history=[*walk, *repair.history])
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from nbtools.defences import Defence
 TABLE = {
     "suspiciousness": "Suspiciousness",
     "clp": "SpectralNorm",
+    "chosen_mu": "ChosenMu",
     "fmp": "FMP",
     "mnp": "MNP",
     "nad": "NAD",
