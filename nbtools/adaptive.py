@@ -31,6 +31,7 @@ class Adaptive(ABC):
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise ValueError(f"weight must be above 0, got {self.weight}; without a penalty leave the attacker out")
+        object.__setattr__(self, "weight", float(self.weight))  # 1 and 1.0 are one attacker, and one model
 
     @abstractmethod
     def of_layer(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, clean: Tensor, moved: Tensor) -> Tensor:

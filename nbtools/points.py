@@ -60,7 +60,7 @@ def measure(point: Point, data: str = "", threads: int = 1, expected: str = "") 
     row = run.defend(trained, point.defence, *amount, glance=point.glance)
     if point.glance:
         row["test_images"] = len(trained.glance.test)
-    return run.stamp() | point.columns() | row | {"wall": time.monotonic() - started, "error": ""}
+    return point.columns() | run.stamp() | row | {"wall": time.monotonic() - started, "error": ""}
 
 
 def run_notebook(page: Page, data: str, expected: str = "") -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ class Store:
     grid.yaml               the grid, as it was last asked for
     rows/<point>.json       a row, as soon as it is there
     rows.csv                the grid's rows in the grid's order; enough to go on from
+    table.csv               the same to work with, see `tidy`
     notebooks/<point>/      of a sweep of notebooks: what each run left
     <table>.csv             the tables that the runs saved, one under the other, with the parameters as p_<name>
     """
@@ -108,10 +110,45 @@ class Store:
                 asked = {f"p_{name}": str(value) for name, value in dict(getattr(point, "values", ())).items()}
                 tables.setdefault(path.name, []).append(pd.read_csv(path).assign(**asked))
         tables = {name: pd.concat(parts) for name, parts in tables.items()}
-        for name, table in {**tables, "rows.csv": pd.DataFrame(rows)}.items():
+        every = pd.DataFrame(rows)
+        if "settings" in every:
+            tables["table.csv"] = tidy(every)
+        for name, table in {**tables, "rows.csv": every}.items():
             partial = self.folder / f"{name}.partial"
             table.to_csv(partial, index=False)
             partial.replace(self.folder / name)
 
     def _file(self, point: Asked) -> Path:
         return self.folder / "rows" / f"{point.id}.json"
+
+
+def tidy(rows: pd.DataFrame) -> pd.DataFrame:
+    """A sweep's rows to work with: each setting that differs is a column of its own, named "mu" or "fine_tune.lr".
+
+    What is left out: columns that are empty in all rows, and those that only the sweep needs.
+
+    Args:
+        rows: with the column `settings`, the defences' `repr`.
+    """
+    found = pd.DataFrame([_flat(ast.parse(text, mode="eval").body) for text in rows["settings"]], index=rows.index)
+    differ = [name for name in found if found[name].nunique(dropna=False) > 1 and found[name].nunique() > 1]
+    own = [name for name in ("id", "settings", "wall") if name in rows]
+    own += [name for name in rows if rows[name].isin(["", None]).all()]
+    return rows.drop(columns=own).join(found[[name for name in differ if name and name not in rows]])
+
+
+def _flat(call: ast.expr, path: str = "") -> dict[str, Any]:
+    """The arguments of a call and of the calls among them: "" and "fine_tune" are whose, "fine_tune.lr" is a value."""
+    if not isinstance(call, ast.Call):
+        return {path: _number(ast.unparse(call))}
+    flat = {path: ast.unparse(call.func)}
+    for argument in call.keywords:
+        flat |= _flat(argument.value, f"{path}.{argument.arg}" if path else str(argument.arg))
+    return flat
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -102,6 +102,7 @@ defence: clp
     assert [(p.model.target, p.model.adaptive) for p in found if p.model.attack != "none"] == [
         (target, one) for target in (0, -1) for one in attackers
     ]
+    assert repr(Spread(2)) == repr(Spread(2.0))
     assert found[-1].model.name == "badnets 10 %, Spread(weight=2.0)"
     assert found[-1].columns()["adaptive"] == "Spread(weight=2.0)" and found[0].columns()["adaptive"] == ""
 

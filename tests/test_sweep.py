@@ -19,9 +19,10 @@ from fake_points import Sum
 from nbtools import sweep as sweeping
 from nbtools.__main__ import main
 from nbtools.axes import read
+from nbtools.defences import FineTune, Suspiciousness
 from nbtools.grid import Grid, Point
 from nbtools.points import code, measure
-from nbtools.store import Store
+from nbtools.store import Store, tidy
 from nbtools.sweep import Scale, sweep
 
 TWO = Scale(workers=2)
@@ -221,6 +222,8 @@ def test_rows_of_the_command_equal_those_measured_here(tmp_path: Path, monkeypat
     table = pd.read_csv(out / "rows.csv", keep_default_na=False)
     points = [point for point in read(path).points if isinstance(point, Point)]
     assert list(table.id) == [point.id for point in points]
+    assert set(table.width) == {16} and set(table.epochs) == {1} and set(table.dataset) == {"shapes"}
+    assert sorted(pd.read_csv(out / "table.csv").mu.unique()) == [1, 2, 3]
 
     shutil.copytree(tmp_path / "cache" / "models", tmp_path / "serial" / "models")  # the model, but none of the rows
     monkeypatch.setenv("NBTOOLS_CACHE", str(tmp_path / "serial"))
@@ -234,6 +237,20 @@ def test_rows_of_the_command_equal_those_measured_here(tmp_path: Path, monkeypat
     assert len(list((tmp_path / "cache" / "models").glob("*/card.json"))) == 1, "trained once, in the sweep's cache"
     known = CliRunner().invoke(main, ["sweep", str(path), "--out", str(tmp_path / "other"), "--dry-run"])
     assert "1 models, 0 of them to be trained" in known.output and "roughly" in known.output
+
+
+def test_the_table_to_work_with_has_a_column_for_each_setting_that_differs() -> None:
+    defences = [
+        Suspiciousness(mu=2, powers={"sigma": 1}),
+        Suspiciousness(mu=3, fine_tune=None),
+        Suspiciousness(fine_tune=FineTune(lr=1)),
+    ]
+    rows = pd.DataFrame({"id": ["a", "b", "c"], "settings": map(repr, defences), "error": "", "asr_after": [1.0, 2, 3]})
+    table = tidy(rows)
+    assert list(table) == ["asr_after", "mu", "powers", "fine_tune", "fine_tune.lr"]
+    assert list(table.mu) == [2, 3, 2.5] and list(table.fine_tune) == ["FineTune", "None", "FineTune"]
+    assert table.powers[0] == repr({"sigma": 1}) != table.powers[1]
+    assert list(table["fine_tune.lr"])[::2] == [1e-3, 1] and table["fine_tune.lr"].isna()[1]
 
 
 @pytest.mark.parametrize(
