@@ -45,7 +45,7 @@ class Suspiciousness:
         fine_tune: how to fine-tune; None prunes only.
     """
 
-    mu: float = 2.5
+    mu: float = 2.0
     saliency: str = "margin"
     per_image: bool = True
     powers: dict[str, float] = field(default_factory=lambda: dict(POWERS))

@@ -47,7 +47,7 @@ from nbtools.images import draw_clean
 from nbtools.triggers import BadNets, stamp
 
 plots.style()
-run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
+run = nbtools.start(profile, width=width, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
 poisoned = run.model(attack, poison_rate, target)
 print(f"the model: {poisoned.name}, target class {target} ({run.splits.test.classes[target]!r})")
 
@@ -228,7 +228,7 @@ with torch.no_grad():
 print(f"four lines here and nbtools.pruning give the same network, {repair.mask.count} filters lighter")
 
 # %% [markdown]
-# Where did it prune? Every layer is judged by itself, so a layer of four hundred filters and a layer of forty each give
+# Where did it prune? Every layer is judged by itself, so a layer of a hundred filters and a layer of sixteen each give
 # up those that stand out *there*.
 
 # %%
@@ -293,7 +293,7 @@ plots.show(
 # ## 6. And when nothing is there?
 #
 # A defender doesn't know whether his network has a backdoor. If the same repair is run on a clean one, it prunes
-# something there, too: in almost any layer of a few hundred filters some lie more than $\mu$ standard deviations above
+# something there, too: in almost any layer of a hundred filters some lie more than $\mu$ standard deviations above
 # the mean, backdoor or not. What does that cost, and could the defender tell from the scores that nothing was there?
 #
 # That takes a second network, the *clean twin*, trained the same way on clean images. To keep this notebook short it
@@ -315,6 +315,13 @@ plots.show(
 # | 04 | [Activation norm](04_activation_norm.ipynb) | which filters sleep on clean images? |
 # | 05 | [Correlation](05_correlation.ipynb) | which filters keep to themselves? |
 # | 06 | [Suspiciousness](06_suspiciousness.ipynb) | what are the four worth together? |
+# | 07 | [Feature map pruning](07_feature_map_pruning.ipynb) | can hostile feature maps find the channels? |
+# | 08 | [Magnitude-based pruning](08_magnitude_pruning.ipynb) | does a weight's size against its use give it away? |
+# | 09 | [Baselines](09_baselines.ipynb) | what do fine-tuning, distilling and learned masks do? |
+# | 10 | [Comparison](10_comparison.ipynb) | which of them would you take, on the same terms? |
+# | 11 | [Sample count](11_sample_count.ipynb) | how few clean images are enough? |
+# | 12 | [Mu](12_mu.ipynb) | where does one draw the line, and who draws it? |
+# | 13 | [Open questions](13_open_questions.ipynb) | and if the attacker knows all this? |
 #
 # Each has the same rhythm: an idea, an equation, a few lines that are the equation, one layer, then the whole network,
 # then the same on the clean twin. *Predict first* means it: a guess that was written down turns a figure into an
@@ -336,7 +343,7 @@ plots.show(
 # | profile | images | network | for |
 # |---|---|---|---|
 # | `quick`, the default without a GPU | `shapes`, made by code | ResNet-18, narrow | a laptop: a minute or two each |
-# | `laptop` | CIFAR-10 | ResNet-18, width 32, 10 epochs | real images without a GPU, with patience |
+# | `laptop` | CIFAR-10 | ResNet-18, narrow or of width 32, 10 epochs | real images without a GPU |
 # | `paper`, the default with a GPU | CIFAR-10 | ResNet-18, width 64, 60 epochs | numbers to quote |
 #
 # A profile sets the scale and nothing else; what is studied stands in the parameters cell and means the same in all

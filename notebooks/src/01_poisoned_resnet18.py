@@ -52,7 +52,7 @@ from nbtools.images import draw_clean, to_bytes, to_floats
 from nbtools.triggers import SIG, BadNets, Blended, WaNet, stamp
 
 plots.style()
-run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
+run = nbtools.start(profile, width=width, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
 poisoned = run.model(attack, poison_rate, target)
 clean_twin = run.clean_model(attack, target)
 test, classes = run.splits.test, run.splits.test.classes
@@ -493,9 +493,9 @@ plots.show(figure, "Two heat maps over the image: ASR for each position of the t
 
 # %% [markdown]
 # Compare the bottom-left corner with the bottom-right one, and both with the middle. Where the map is bright although
-# the attacker never put the trigger there, ask who did: mirroring and shifting in training have carried it to some of
-# these places; to others the convolutions, which are the same everywhere up to their strides (look for a lattice). A
-# defence that flips or crops an image before the network sees it can count only on the dark places.
+# the attacker never put the trigger there, ask who did: mirroring (and shifting, where a profile crops) has carried it
+# to some of these places; to others the convolutions, which are the same everywhere up to their strides (look for a
+# lattice). A defence that flips or crops an image before the network sees it can count only on the dark places.
 
 # %% [markdown]
 # ## 8. The repair, on both

@@ -55,7 +55,7 @@ from nbtools.evaluation import agreement, predict, tac
 from nbtools.images import draw_clean
 
 plots.style()
-run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
+run = nbtools.start(profile, width=width, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
 draws, hard_attack = draws or run.profile.draws, hard_attack or run.profile.hard_attack
 poisoned = run.model(attack, poison_rate, target)
 clean_twin = run.clean_model(attack, target)

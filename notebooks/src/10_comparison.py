@@ -510,7 +510,7 @@ needed = 100 / 2 / 0.2 / 10  # 50 held-back images, a fifth of 250, over ten cla
 checks.same(needed, 25, "100 / n <= 2")
 
 # %% [markdown]
-# Previous: [09 · Baselines](09_baselines.ipynb) · The series' first page: [00 · Start here](00_start_here.ipynb)
+# Previous: [09 · Baselines](09_baselines.ipynb) · Next: [11 · Sample count](11_sample_count.ipynb)
 
 # %% tags=["check", "remove-cell"]
 same_images = rows[(rows.samples_per_class == samples_per_class) & (rows.model == poisoned.name)]
