@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from nbtools.options import Numbers, Size
+
 
 class Refused(click.ClickException):
     """Bad input: one message, exit code 2, before any work."""
@@ -96,44 +98,6 @@ def _report(out: Path, sources: list[Path], done: list[str], interrupted: bool, 
     click.echo(f"Rows                {shown / '*.csv' if any(out.glob('*.csv')) else 'none were saved'}")
     for path in sorted([*out.glob("*.failed.ipynb"), *out.glob("*.partial.ipynb")]):
         click.echo(f"To look at          {shown / path.name}")
-
-
-class Numbers(click.ParamType):
-    """Numbers with commas between them, so many of one kind: 0.5,0.5,0.5."""
-
-    name = "numbers"
-
-    def __init__(
-        self, count: int, kind: type = float, least: float = float("-inf"), most: float = float("inf")
-    ) -> None:
-        self.count, self.kind, self.least, self.most = count, kind, least, most
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """The numbers, or a usage error that says what is wanted."""
-        try:
-            found = tuple(self.kind(part) for part in str(value).split(","))
-        except ValueError:
-            found = ()
-        if len(found) != self.count or not all(self.least <= number <= self.most for number in found):
-            kind = "whole numbers" if self.kind is int else "numbers"
-            self.fail(
-                f"{value!r}: it takes {self.count} {kind}, {self.least:g} to {self.most:g}, with commas between them"
-            )
-        return found
-
-
-class Size(click.ParamType):
-    """Pixels of a square, or height x width."""
-
-    name = "pixels"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Height and width, or a usage error that says what is wanted."""
-        height, _, width = str(value).lower().partition("x")
-        sides = (height, width or height)
-        if not all(side.isdecimal() and 4 <= int(side) <= 2048 for side in sides):
-            self.fail(f"{value!r}: it takes pixels, 4 to 2048, such as 32, or height x width, such as 64x48")
-        return int(sides[0]), int(sides[1])
 
 
 _FILE = click.Path(path_type=Path)

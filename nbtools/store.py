@@ -130,11 +130,11 @@ def tidy(rows: pd.DataFrame) -> pd.DataFrame:
     Args:
         rows: with the column `settings`, the defences' `repr`.
     """
-    found = pd.DataFrame([_flat(ast.parse(text, mode="eval").body) for text in rows["settings"]], index=rows.index)
-    differ = [name for name in found if found[name].nunique(dropna=False) > 1 and found[name].nunique() > 1]
-    own = [name for name in ("id", "settings", "wall") if name in rows]
-    own += [name for name in rows if rows[name].isin(["", None]).all()]
-    return rows.drop(columns=own).join(found[[name for name in differ if name and name not in rows]])
+    kept: Any = rows
+    found: Any = pd.DataFrame([_flat(ast.parse(text, mode="eval").body) for text in kept["settings"]], index=rows.index)
+    differ = [name for name in found if name and found[name].nunique() > 1]
+    own = {"id", "settings", "wall"} | {name for name in kept if kept[name].isin(["", None]).all()}
+    return kept[[name for name in kept if name not in own]].join(found[[n for n in differ if n not in kept]])
 
 
 def _flat(call: ast.expr, path: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A sweep: each point once, whatever dies, fails or is stopped in between; equal to one measured in this process."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -250,7 +251,7 @@ def test_the_table_to_work_with_has_a_column_for_each_setting_that_differs() -> 
     assert list(table) == ["asr_after", "mu", "powers", "fine_tune", "fine_tune.lr"]
     assert list(table.mu) == [1, 3, Suspiciousness().mu] and list(table.fine_tune) == ["FineTune", "None", "FineTune"]
     assert table.powers[0] == repr({"sigma": 1}) != table.powers[1]
-    assert list(table["fine_tune.lr"])[::2] == [1e-3, 1] and table["fine_tune.lr"].isna()[1]
+    assert table["fine_tune.lr"].tolist()[::2] == [1e-3, 1] and math.isnan(table["fine_tune.lr"].tolist()[1])
 
 
 @pytest.mark.parametrize(

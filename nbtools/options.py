@@ -1,0 +1,43 @@
+"""Kinds of values that the command line takes, beyond click's own."""
+
+from __future__ import annotations
+
+import click
+
+
+class Numbers(click.ParamType):
+    """Numbers with commas between them, so many of one kind: 0.5,0.5,0.5."""
+
+    name = "numbers"
+
+    def __init__(
+        self, count: int, kind: type = float, least: float = float("-inf"), most: float = float("inf")
+    ) -> None:
+        self.count, self.kind, self.least, self.most = count, kind, least, most
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """The numbers, or a usage error that says what is wanted."""
+        try:
+            found = tuple(self.kind(part) for part in str(value).split(","))
+        except ValueError:
+            found = ()
+        if len(found) != self.count or not all(self.least <= number <= self.most for number in found):
+            kind = "whole numbers" if self.kind is int else "numbers"
+            self.fail(
+                f"{value!r}: it takes {self.count} {kind}, {self.least:g} to {self.most:g}, with commas between them"
+            )
+        return found
+
+
+class Size(click.ParamType):
+    """Pixels of a square, or height x width."""
+
+    name = "pixels"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """Height and width, or a usage error that says what is wanted."""
+        height, _, width = str(value).lower().partition("x")
+        sides = (height, width or height)
+        if not all(side.isdecimal() and 4 <= int(side) <= 2048 for side in sides):
+            self.fail(f"{value!r}: it takes pixels, 4 to 2048, such as 32, or height x width, such as 64x48")
+        return int(sides[0]), int(sides[1])
