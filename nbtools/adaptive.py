@@ -67,9 +67,10 @@ class Adaptive(ABC):
 class Hide(Adaptive):
     """Make the filters that carry the trigger look like their neighbours.
 
-    Mean over layers of sum_i w_i (log S_i - mean log S), where w_i is filter i's share of what the trigger moves in its
-    layer (no gradient flows through it), and S the suspiciousness score without saliency, which would ask for gradients
-    of gradients: spectral norms fall, activation norms and correlations rise where the trigger sits.
+    Mean over layers of sum_i w_i max(0, log S_i - mean log S), where w_i is filter i's share of what the trigger moves in
+    its layer (no gradient flows through it), and S the suspiciousness score without saliency, which would ask for
+    gradients of gradients: spectral norms fall, activation norms and correlations rise where the trigger sits. To look
+    like the average is enough; without the max the penalty has no floor, and training forgets the images for it.
     """
 
     def of_layer(self, conv: nn.Conv2d, bn: nn.BatchNorm2d, clean: Tensor, moved: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ class Hide(Adaptive):
         score = sigma(conv, bn).clamp_min(1e-12).log()
         for term in (activation(clean), correlation(clean)):
             score = score - 0.5 * (term / term.mean().clamp_min(1e-12) + EPSILON).log()
-        return (share(moved).detach() * (score - score.mean())).sum()
+        return (share(moved).detach() * (score - score.mean()).clamp_min(0)).sum()
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def test_a_step_against_the_penalty_lowers_it_and_leaves_statistics_alone(kind: 
     statistics = {n: b.clone() for n, b in model.named_buffers() if "running" in n}
     penalty = ADAPTIVE[kind](weight=1.0).on(model, TRIGGER)
     before = penalty(images)
+    assert before.item() >= 0, "it has a floor"
     gradients = torch.autograd.grad(before, list(model.parameters()), allow_unused=True)
     assert all(g.isfinite().all() for g in gradients if g is not None)
     assert sum(g is not None and bool(g.abs().sum() > 0) for g in gradients) > 20

@@ -479,6 +479,8 @@ checks.same(needed, 25, "one of n held-back images weighs 100 / n points; how ma
 # - Our own default, suspiciousness, was developed while looking at ASR on models of this kind (`data/README.md` says
 #   on which). Its rows on BadNets and Blended are therefore not as blind as the others'; SIG and WaNet are the fairer
 #   test.
+# - The page as it is committed was run at `mu` 2.5, the default then. [Notebook 12](12_mu.ipynb) is why it is 2 now:
+#   on these models 18 % of ASR left for 1.8 points, instead of 28 % for 0.7 (`data/README.md`).
 #
 # **For the reading group**
 # 1. Which row would you trust on a model of unknown origin: the lowest mean ASR, the lowest worst ASR, or the least ACC
