@@ -67,8 +67,8 @@ class Adaptive(ABC):
 class Hide(Adaptive):
     """Make the filters that carry the trigger look like their neighbours.
 
-    Mean over layers of sum_i w_i max(0, log S_i - mean log S), where w_i is filter i's share of what the trigger moves in
-    its layer (no gradient flows through it), and S the suspiciousness score without saliency, which would ask for
+    Mean over layers of sum_i w_i max(0, log S_i - mean log S), where w_i is filter i's share of what the trigger moves
+    in its layer (no gradient flows through it), and S the suspiciousness score without saliency, which would ask for
     gradients of gradients: spectral norms fall, activation norms and correlations rise where the trigger sits. To look
     like the average is enough; without the max the penalty has no floor, and training forgets the images for it.
     """

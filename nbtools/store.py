@@ -140,15 +140,10 @@ def tidy(rows: pd.DataFrame) -> pd.DataFrame:
 def _flat(call: ast.expr, path: str = "") -> dict[str, Any]:
     """The arguments of a call and of the calls among them: "" and "fine_tune" are whose, "fine_tune.lr" is a value."""
     if not isinstance(call, ast.Call):
-        return {path: _number(ast.unparse(call))}
+        if isinstance(call, ast.Constant) and isinstance(call.value, int | float | str):
+            return {path: call.value}
+        return {path: ast.unparse(call)}
     flat = {path: ast.unparse(call.func)}
     for argument in call.keywords:
         flat |= _flat(argument.value, f"{path}.{argument.arg}" if path else str(argument.arg))
     return flat
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
