@@ -56,8 +56,7 @@ class Adaptive(ABC):
             for conv, bn, maps in _maps(model, layers, both):
                 with torch.autocast(images.device.type, enabled=False):
                     before, after = maps.float().chunk(2)
-                    moved = (after - before).flatten(2).square().sum(2).add(1e-12).sqrt().mean(0)
-                    total = total + self.of_layer(conv, bn, before, moved)
+                    total = total + self.of_layer(conv, bn, before, activation(after - before))
             return self.weight * total / len(layers)
 
         return penalty
@@ -113,15 +112,16 @@ def sigma(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> Tensor:
 
 def activation(maps: Tensor) -> Tensor:
     """`nbtools.activations.MapStatistics.activation_norm` of one batch, with its gradient: `[filters]`."""
-    return maps.float().flatten(2).square().sum(2).add(1e-12).sqrt().mean(0)
+    return maps.float().square().sum((2, 3)).add(1e-12).sqrt().mean(0)
 
 
 def correlation(maps: Tensor) -> Tensor:
     """`nbtools.activations.MapStatistics.correlation` of one batch, with its gradient: `[filters]`, in [0, 1]."""
-    columns = maps.float().transpose(0, 1).flatten(1)
-    centred = columns - columns.mean(1, keepdim=True)
-    unit = centred / centred.square().sum(1, keepdim=True).add(1e-12).sqrt()
-    matrix = (unit @ unit.T).abs()
+    places = maps.float().permute(0, 2, 3, 1).flatten(0, 2)  # [images * height * width, filters]
+    centred = places - places.mean(0)
+    products = centred.T @ centred
+    norms = products.diagonal().add(1e-12).sqrt()
+    matrix = (products / norms / norms[:, None]).abs()
     return (matrix.sum(1) - matrix.diagonal()) / max(len(matrix) - 1, 1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def _points(axes: Mapping[str, Any], problems: list[str]) -> Iterator[Point]:
         (each, 0) for each in values["samples_per_class"] if "samples_per_class" in axes or "n_total" not in axes
     ]
     amounts += [(0, total) for total in values["n_total"] if total]
-    setups = itertools.product(*(values[name] for name in list(_DEFAULTS)[:7]))
+    setups = itertools.product(*(values[field.name] for field in fields(Setup)))
     axes_of_models = itertools.product(setups, made, rates, values["target"], hiding)
     for setup, (attack, options, _), rate, target, adaptive in axes_of_models:
         told = (float(rate), target, adaptive) if attack != "none" else (0.0, target, None)

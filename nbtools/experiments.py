@@ -99,9 +99,9 @@ class Run:
             glance: evaluate on `Trained.glance` instead of all test images, for a point of a sweep.
 
         Returns:
-            What was asked; `pruned` filters; ACC, ASR and RA before, after pruning alone (`_pruned`) and after the
-            whole defence (`_after`), in percent; `der`; the `tuned_steps` of its weights; `seconds`; `peak_mb`, see
-            `nbtools.memory.peak`.
+            What was asked; the numbers of `test_images` and of `pruned` filters; ACC, ASR and RA before, after pruning
+            alone (`_pruned`) and after the whole defence (`_after`), in percent; `der`; the `tuned_steps` of its
+            weights; `seconds`; `peak_mb`, see `nbtools.memory.peak`.
         """
         told = asked(trained, defence, samples_per_class, n_total, draw)
         evaluate, before = trained.evaluate, trained.before
@@ -127,7 +127,8 @@ class Run:
                 "row": {**row, "der": der(before, after), "seconds": repair.seconds, "peak_mb": repair.peak_bytes / 1e6}
             }
 
-        return {**told, **cached("rows", {**told, **shaped}, build).card["row"]}
+        row = cached("rows", {**told, **shaped}, build).card["row"]
+        return {**told, "test_images": shaped["test_images"], **row}
 
     def repair(
         self, trained: Trained, defence: Defence, samples_per_class: int = 10, n_total: int = 0, draw: int = 0
@@ -147,11 +148,12 @@ class Run:
         return draw_clean(self.splits.reserved, samples_per_class, n_total, seed=draw)
 
     def save_rows(self, rows: list[dict[str, Any]] | pd.DataFrame, name: str) -> Path:
-        """Write tidy rows with the run's configuration beside each, as `<name>.csv`.
+        """Write tidy rows with the run's configuration beside each, as `<name>.csv`; what a row says itself stands.
 
         They go to the folder in `NBTOOLS_OUT` (set by `python -m nbtools run`), else to `runs/`.
         """
-        table = pd.DataFrame(rows).assign(**self.stamp())
+        table = pd.DataFrame(rows)
+        table = table.assign(**{name: value for name, value in self.stamp().items() if name not in table})
         if Path(name).name != name:
             raise ValueError(f"the name of a table is a file's name without a folder, got {name!r}")
         folder = Path(os.environ.get("NBTOOLS_OUT", "runs"))

@@ -58,8 +58,6 @@ def measure(point: Point, data: str = "", threads: int = 1, expected: str = "") 
     run, trained = _trained(point.model, data, _device())
     amount = point.samples_per_class, point.n_total, point.draw
     row = run.defend(trained, point.defence, *amount, glance=point.glance)
-    if point.glance:
-        row["test_images"] = len(trained.glance.test)
     return point.columns() | run.stamp() | row | {"wall": time.monotonic() - started, "error": ""}
 
 

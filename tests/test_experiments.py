@@ -202,6 +202,8 @@ def test_rows_are_tidy_and_carry_the_configuration(run: Run, tmp_path: Path, mon
     table = pd.read_csv(path)
     assert list(table.columns) == ["mu", "asr", *run.stamp()] and table["mu"].tolist() == [2, 3]
     assert set(table["profile"]) == {"tiny"} and set(table["width"]) == {16} and set(table["train_images"]) == {64}
+    run.save_rows([{"epochs": 7, "asr": 1.5}], "sweep")
+    assert pd.read_csv(path)["epochs"].tolist() == [7], "what a row says itself stands"
 
 
 def test_a_write_that_breaks_off_leaves_the_earlier_rows(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from nbtools.defences.learning import accuracy
+from nbtools.defences.learning import Validation, accuracy
 from nbtools.defences.repair import FineTune, Repair, measured
 from nbtools.images import Images
 from nbtools.models import check_finite, prunable_units
@@ -121,19 +121,15 @@ class ChosenMu:
             ValueError: as `Suspiciousness`.
         """
         parts = self.like.components(model, clean)
-        before = accuracy(copy.deepcopy(model).eval(), clean)
-        least = before - max(self.allowed, 1 / len(clean)) - 1e-9
-        best, walk = replace(self.like, mu=math.inf).mask(parts), []  # prunes nothing
-        for mu in sorted(self.mus, reverse=True):
-            mask = replace(self.like, mu=mu).mask(parts)
-            kept = accuracy(pruned_copy(model, mask).eval(), clean)
-            walk.append({"mu": mu, "pruned": mask.count, "accuracy": kept, "chosen": False})
-            if kept < least:
-                break
-            best = mask
-            for row in walk:
-                row["chosen"] = row["mu"] == mu
-        repair = _repair(model, clean, self.like.scores(parts), best, self.like.fine_tune)
+        mus = sorted(self.mus, reverse=True)
+        masks = [replace(self.like, mu=mu).mask(parts) for mu in (math.inf, *mus)]  # the first prunes nothing
+        before, *kept = [accuracy(pruned_copy(model, mask).eval(), clean) for mask in masks]
+        chosen = Validation(allowed=self.allowed).choose(kept, before, len(clean))
+        repair = _repair(model, clean, self.like.scores(parts), masks[chosen + 1], self.like.fine_tune)
+        walk = [
+            {"mu": mu, "pruned": mask.count, "accuracy": share, "chosen": number == chosen}
+            for number, (mu, mask, share) in enumerate(zip(mus, masks[1:], kept, strict=True))
+        ]
         return replace(repair, history=[*walk, *repair.history])
 
 
