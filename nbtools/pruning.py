@@ -47,40 +47,45 @@ class Mask:
         return f"Mask({self.count} of {self.filters} filters)"
 
 
-def check_threshold(mu: float, scope: str = "layer") -> None:
+def check_threshold(mu: float, scope: str = "layer", rounds: int = 1) -> None:
     """Refuse what `threshold` can't work with.
 
     Raises:
-        ValueError: for a negative or NaN `mu`, or an unknown scope.
+        ValueError: for a negative or NaN `mu`, an unknown scope, or no round.
     """
     if not mu >= 0:
         raise ValueError(f"mu must be 0 or more, got {mu}: it counts standard deviations above the mean")
     if scope not in SCOPES:
         raise ValueError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
+    if not rounds >= 1:
+        raise ValueError(f"rounds must be 1 or more, got {rounds}")
 
 
-def threshold(scores: dict[str, Tensor], mu: float, scope: str = "layer") -> Mask:
+def threshold(scores: dict[str, Tensor], mu: float, scope: str = "layer", rounds: int = 1) -> Mask:
     """Prune where S_i > mean(S) + mu * std(S) (arXiv 2311.07417).
 
     Args:
         scores: convolution name to `[filters]`.
         mu: standard deviations above the mean, 0 or more; higher prunes less.
         scope: mean and (unbiased) standard deviation over the filters of a "layer", or of the whole network, "global".
+        rounds: how often; each round takes mean and standard deviation over the filters that are left [ours].
 
     Raises:
-        ValueError: for a negative or NaN `mu`, an unknown scope, or scores that are not finite.
+        ValueError: for a negative or NaN `mu`, an unknown scope, no round, or scores that are not finite.
     """
-    check_threshold(mu, scope)
+    check_threshold(mu, scope, rounds)
     for name, score in scores.items():
         if not bool(torch.isfinite(score).all()):
             raise ValueError(f"the scores of {name} hold NaN or infinite values")
-    everything = torch.cat(list(scores.values())) if scope == "global" else None
-    pruned = {}
-    for name, score in scores.items():
-        pool = score if everything is None else everything
-        # one filter, or equal scores, have no spread to stand out from; rounding of the mean must not give them one
-        spread = len(pool) > 1 and bool(pool.amax() > pool.amin())
-        pruned[name] = score > pool.mean() + mu * pool.std() if spread else torch.zeros_like(score).bool()
+    pruned = {name: torch.zeros_like(score, dtype=torch.bool) for name, score in scores.items()}
+    for _ in range(rounds):
+        pools = {name: score[~pruned[name]] for name, score in scores.items()}
+        if scope == "global":
+            pools = dict.fromkeys(scores, torch.cat(list(pools.values())))
+        for name, pool in pools.items():
+            # one filter, or equal scores, have no spread to stand out from; rounding of the mean must not give them one
+            if len(pool) > 1 and bool(pool.amax() > pool.amin()):
+                pruned[name] |= scores[name] > pool.mean() + mu * pool.std()
     return Mask(pruned)
 
 

@@ -34,6 +34,26 @@ def test_threshold_is_mean_plus_mu_unbiased_deviations(mu: float, scope: str) ->
     assert repr(mask) == f"Mask({mask.count} of 47 filters)"
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_further_round_measures_what_stands_out_from_the_filters_that_are_left(scope: str) -> None:
+    scores = drawn_scores()
+    scores["a"][0] = 1e6  # a sleeper: it covers all others
+    assert threshold(scores, 2, scope).pruned["a"].nonzero().tolist() == [[0]]
+    left = {name: {number: float(value) for number, value in enumerate(score)} for name, score in scores.items()}
+    for rounds in range(1, 5):
+        pools = {name: list(values.values()) for name, values in left.items()}
+        if scope == "global":
+            pools = {name: [value for pool in pools.values() for value in pool] for name in left}
+        for name, pool in pools.items():
+            limit = np.mean(pool) + 2 * np.std(pool, ddof=1)
+            left[name] = {number: value for number, value in left[name].items() if not value > limit}
+        mask = threshold(scores, 2, scope, rounds)
+        for name in scores:
+            assert {int(i) for i in (~mask.pruned[name]).nonzero()} == set(left[name]), (rounds, name)
+    assert threshold(scores, 2, scope, 4).count > 2, "the sleeper was not alone"
+    assert threshold({"a": torch.tensor([1.0, 1.0, 1.0, 9.0])}, 1, scope, 50).count == 1, "equal ones are left"
+
+
 @pytest.mark.parametrize("mu", [0, 0.5, 3, math.inf])
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_where_nothing_stands_out_nothing_is_pruned(mu: float, scope: str) -> None:
@@ -55,6 +75,11 @@ def test_where_nothing_stands_out_nothing_is_pruned(mu: float, scope: str) -> No
 def test_threshold_refuses(scores: Scores, mu: float, scope: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         threshold(scores, mu, scope)
+
+
+def test_threshold_refuses_no_round() -> None:
+    with pytest.raises(ValueError, match="rounds must be 1 or more, got 0"):
+        threshold(drawn_scores(), 2, rounds=0)
 
 
 def test_most_suspicious_takes_the_highest() -> None:

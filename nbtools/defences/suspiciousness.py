@@ -41,6 +41,8 @@ class Suspiciousness:
         fold_bn: fold the batch norm into the spectral norm.
         after_relu: measure activations behind the ReLU.
         scope: mean and std over the "layer", or "global".
+        rounds: the threshold is taken so often, each time over the filters that are left; 2 for networks with many
+            filters that sleep, such as MobileNetV2 (notebook 13).
         shortcuts: prune the 1x1 convolutions on the shortcuts as well.
         fine_tune: how to fine-tune; None prunes only.
     """
@@ -53,11 +55,12 @@ class Suspiciousness:
     fold_bn: bool = True
     after_relu: bool = True
     scope: str = "layer"
+    rounds: int = 1
     shortcuts: bool = True
     fine_tune: FineTune | None = field(default_factory=FineTune)
 
     def __post_init__(self) -> None:
-        check_threshold(self.mu, self.scope)
+        check_threshold(self.mu, self.scope, self.rounds)
         check_powers(self.powers)
         if self.saliency not in SALIENCY_LOSSES:
             raise ValueError(f"unknown saliency {self.saliency!r}; known: {', '.join(SALIENCY_LOSSES)}")
@@ -74,7 +77,7 @@ class Suspiciousness:
         """What this defence prunes, from its components."""
         scores = self.scores(parts)
         kept = {u.conv: scores[u.conv] for u in parts.units if self.shortcuts or not u.shortcut}
-        return threshold(kept, self.mu, self.scope)
+        return threshold(kept, self.mu, self.scope, self.rounds)
 
     @measured
     def __call__(self, model: nn.Module, clean: Images) -> Repair:

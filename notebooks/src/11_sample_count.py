@@ -235,7 +235,8 @@ rivals = sweep[(sweep.defence != "Suspiciousness") | (sweep.fine_tune == "FineTu
 means = rivals[rivals.model.isin(["badnets 10 %", "blended 10 %"])].pivot_table(
     index=["model", "defence"], columns="images", values=["asr_after", "acc_after"]
 )
-means.reindex(columns=order, level="images").round(0)
+means = means.reindex(columns=order, level="images")
+means.map(lambda mean: "" if pd.isna(mean) else f"{mean:.0f}")
 
 # %% [markdown]
 # ## 5. The paper's two claims
@@ -365,4 +366,5 @@ checks.backdoor_took(poisoned, clean_twin)
 first, last = agreement.columns[0], agreement.columns[-1]
 assert (agreement[last] > agreement[first]).all(), "more images should agree better"
 assert agreement.loc["the score", last] > 0.8, "the score of many images should be that of all"
-assert set(verdict.index) == {"badnets 10 %", "blended 10 %", "wanet 10 %"} and verdict.to_numpy().max() == 10
+most = whole[(whole.name == "suspiciousness") & (whole.images == whole.images.iloc[-1])]
+assert most.asr_after.mean() < most.asr_before.mean() / 2, "with the most images at least half of the ASR should go"

@@ -200,19 +200,26 @@ pd.DataFrame(
 
 # %%
 def curve(k=None):
-    """ACC and ASR against the number of pruned filters, with a mark at k."""
+    """ACC and ASR against the number of pruned filters, with a mark at k, the last filter's name on top."""
     figure, axis = plt.subplots(figsize=(8.5, 3.6))
     axis.plot(walk.pruned, walk.acc, "o-", ms=4, color=plots.CLEAN, label="ACC")
     axis.plot(walk.pruned, walk.asr, "s-", ms=4, color=plots.POISONED, label="ASR")
-    for mu in mus:
+    last = np.inf
+    for mu in sorted(mus):  # the marks come from the right
         count = int((z > mu).sum())
         if 0 < count <= most:
             axis.axvline(count, color=plots.GREY, lw=0.8)
-            axis.annotate(f"mu {mu:g}", (count, 104), fontsize=8, ha="center", annotation_clip=False)
-    if k is not None:
+            if last - count >= 4:  # else it would cover its neighbour
+                axis.annotate(f"mu {mu:g}", (count, 104), fontsize=8, ha="center", annotation_clip=False)
+                last = count
+    title = f"{poisoned.name}: filter by filter"
+    if k:
+        lowest = int(order[k - 1])
+        layer = layers[lowest]
+        title = f"{poisoned.name}: {k} pruned, the last of them filter {lowest - starts[layer]} of {layer}"
         axis.axvline(k, color=plots.PRUNED, lw=2)
     axis.set(xlabel="filters pruned, the highest z first", ylabel="percent", ylim=(-3, 103))
-    axis.set_title(f"{poisoned.name}: filter by filter", pad=18)
+    axis.set_title(title, pad=18)
     axis.legend(frameon=False, loc="center right")
     return figure
 
@@ -227,7 +234,8 @@ else:
 
 # %% [markdown]
 # The table above the curve is the evaluator's: how far each of the first ten filters is moved by the trigger, ranked
-# within its layer. A score that is right prunes low ranks first.
+# within its layer. A score that is right prunes low ranks first. (On the committed page three of the ten are. Most of
+# the rest are hardly moved by the trigger, and cost next to nothing: the blue line does not fall where they go.)
 
 # %% [markdown]
 # ## 4. Can clean images choose?
@@ -291,8 +299,15 @@ plots.show(
 
 # %%
 poisoned_rows = with_mu[with_mu.attack != "none"].copy()
-fallen = (poisoned_rows.asr_before - poisoned_rows.asr_pruned).clip(lower=0)
-poisoned_rows["der_pruned"] = 50 * (fallen / 100 - poisoned_rows["ACC lost"].clip(lower=0) / 100 + 1)
+
+
+def rating(table):
+    """DER in percent of pruning alone."""
+    fallen = (table.asr_before - table.asr_pruned).clip(lower=0)
+    return 50 * (fallen / 100 - table["ACC lost"].clip(lower=0) / 100 + 1)
+
+
+poisoned_rows["der_pruned"] = rating(poisoned_rows)
 others = {}
 for one in poisoned_rows.attack.unique():
     rest = poisoned_rows[poisoned_rows.attack != one].groupby(["attack", "mu"]).der_pruned.mean()
@@ -309,12 +324,11 @@ ways["oracle"] = poisoned_rows.loc[poisoned_rows.groupby(["model", "seed", "draw
 def judged(part):
     """Means over the poisoned models, each model once, and what the clean models lose."""
     bad = part[part.attack != "none"].groupby(["model", "seed"])[["ACC lost", "asr_pruned", "asr_before"]].mean()
-    der = 50 * ((bad.asr_before - bad.asr_pruned).clip(lower=0) / 100 - bad["ACC lost"].clip(lower=0) / 100 + 1)
     return {
         "ACC lost": bad["ACC lost"].mean(),
         "ASR left": bad.asr_pruned.mean(),
         "worst": part[part.attack != "none"].asr_pruned.max(),
-        "DER": der.mean(),
+        "DER": rating(bad).mean(),
         "clean: ACC lost": part[part.attack == "none"]["ACC lost"].mean(),
     }
 
@@ -447,4 +461,3 @@ few, all_of_it = at.loc[poisoned.name, max(mus)], at.loc[poisoned.name, min(mus)
 assert few.acc_after > poisoned.before.acc - 3, "the highest mu should cost next to nothing"
 assert all_of_it.asr_after < 40 < poisoned.before.asr, "the lowest mu should take the backdoor away"
 assert at.loc["clean", min(mus)].acc_after < clean_twin.before.acc - 5, "and the clean network with it"
-assert summary.loc["mu 2", "der"] > summary.loc["mu 2.5", "der"] + 2, "the verdict on the default"
