@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from nbtools.adaptive import ADAPTIVE
-from nbtools.datasets import DATASETS, FOLDER
+from nbtools.datasets import DATASETS, FOLDER, classes_of
 from nbtools.defend.choices import known, make_defence
 from nbtools.grid import Grid, Model, Options, Point, Setup
 from nbtools.networks import ARCHITECTURES
@@ -112,6 +112,12 @@ def _points(axes: Mapping[str, Any], problems: list[str]) -> Iterator[Point]:
     attacks = [one for entry in values["attack"] if entry for one in _named("attack", entry, TRIGGERS, problems)]
     defences = [one for entry in values["defence"] if entry for one in _named("defence", entry, known(), problems)]
     attackers = [one for entry in values["adaptive"] for one in _named("adaptive", entry, ADAPTIVE, problems)]
+    amounts = [
+        (each, 0) for each in values["samples_per_class"] if "samples_per_class" in axes or "n_total" not in axes
+    ]
+    amounts += [(0, total) for total in values["n_total"] if total]
+    if not amounts:
+        problems.append("n_total is 0, and there is no samples_per_class: no clean images are asked for")
     if not attacks:
         problems.append(f"attack is missing: none, {', '.join(TRIGGERS)}")
     if not defences:
@@ -124,16 +130,13 @@ def _points(axes: Mapping[str, Any], problems: list[str]) -> Iterator[Point]:
     made = [(name, options, _built(make_trigger, problems, name, **dict(options))) for name, options in attacks]
     hiding = [_built(ADAPTIVE.get(name), problems, **dict(options)) for name, options in attackers]
     ready = [_built(make_defence, problems, name, [(n, repr(v)) for n, v in settings]) for name, settings in defences]
-    for profile in values["profile"]:
+    for profile, dataset in itertools.product(values["profile"], values["dataset"]):
         plain = {name: values[name] for name in ("target", "seed", "width", "epochs", "samples_per_class", "draw")}
         plain |= {"n_total": values["n_total"], "profile": profile}
-        _built(check_parameters, problems, plain | ({"poison_rate": rates} if rates != [None] else {}))
+        plain |= {"poison_rate": rates} if rates != [None] else {}
+        _built(check_parameters, problems, plain, classes_of(dataset or PROFILES[profile].dataset))
     if problems:
         return
-    amounts = [
-        (each, 0) for each in values["samples_per_class"] if "samples_per_class" in axes or "n_total" not in axes
-    ]
-    amounts += [(0, total) for total in values["n_total"] if total]
     setups = itertools.product(*(values[field.name] for field in fields(Setup)))
     axes_of_models = itertools.product(setups, made, rates, values["target"], hiding)
     for setup, (attack, options, _), rate, target, adaptive in axes_of_models:
@@ -170,15 +173,19 @@ def _wrong(name: str, default: Any, values: list[Any]) -> Iterator[str]:
 
 
 def _named(axis: str, entry: Any, table: Mapping[str, Any], problems: list[str]) -> list[tuple[str, Options]]:
-    """An attack or a defence with each combination of its settings."""
+    """An attack or a defence with each combination of its settings; nothing where `_wrong` has complained."""
+    if not isinstance(entry, str) and not (isinstance(entry, dict) and len(entry) == 1):
+        return []
     name, settings = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
     if name not in table and (axis == "defence" or name != "none"):
         also = "none, " if axis != "defence" else ""
         problems.append(f"{axis}: unknown {name!r}; known: {also}{', '.join(table)}")
         return []
-    if not isinstance(settings or {}, dict):
-        problems.append(f"{axis}: the settings of {name} are no mapping: {settings!r}")
+    if not isinstance(settings or {}, dict) or not all(isinstance(setting, str) for setting in settings or {}):
+        problems.append(f"{axis}: the settings of {name} are no mapping from names: {settings!r}")
         return []
+    if name == "none" and settings:
+        problems.append(f"{axis}: none takes no settings, got {settings!r}")
     values = {setting: [_hashable(one) for one in spread(value)] for setting, value in (settings or {}).items()}
     if empty := [setting for setting, found in values.items() if not found]:
         problems.append(f"{axis}: {name}'s list of {', '.join(empty)} is empty")

@@ -49,6 +49,13 @@ DATASETS: dict[str, Callable[..., Splits]] = {"shapes": load_shapes} | {
 }
 
 
+def classes_of(name: str) -> int | None:
+    """How many classes a data set has; None for "folder:PATH", which only reading it tells."""
+    if name in sources.SOURCES:
+        return sources.SOURCES[name].classes
+    return len(CLASSES) if name in DATASETS else None
+
+
 def load(name: str, data: Path | None = None, device: torch.device | str = "cpu", **options: int | bool) -> Splits:
     """A data set by name, on `device`.
 

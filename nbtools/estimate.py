@@ -12,8 +12,7 @@ from nbtools import cache, shipped
 from nbtools.experiments import scaled
 from nbtools.grid import Model, Point
 from nbtools.run import duration
-from nbtools.trained import model_config
-from nbtools.triggers import make_trigger
+from nbtools.trained import adaptive_config, model_config
 
 _SHAPE = ("dataset", "architecture", "width", "strides", "train_images")
 
@@ -66,10 +65,8 @@ def _config(model: Model) -> dict[str, Any]:
     """What the cache knows the model by, as its card holds it."""
     setup = asdict(model.setup)
     architecture, seed = setup.pop("architecture"), setup.pop("seed")
-    trigger = make_trigger("badnets" if model.attack == "none" else model.attack, **dict(model.options))
-    asked = (model.attack, model.poison_rate, model.target, trigger, seed)
-    config = _plain(model_config(scaled(**setup), architecture, *asked))
-    return config | ({"adaptive": repr(model.adaptive)} if model.adaptive else {})
+    asked = (model.attack, model.poison_rate, model.target, model.trigger, seed)
+    return _plain(model_config(scaled(**setup), architecture, *asked)) | adaptive_config(model.adaptive)
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
@@ -82,4 +79,4 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shape(config: dict[str, Any]) -> str:
-    return repr([config.get(name) for name in _SHAPE])
+    return repr([*(config.get(name) for name in _SHAPE), "adaptive" in config])

@@ -101,14 +101,15 @@ class Run:
         Returns:
             What was asked; the numbers of `test_images` and of `pruned` filters; ACC, ASR and RA before, after pruning
             alone (`_pruned`) and after the whole defence (`_after`), in percent; `der`; the `tuned_steps` of its
-            weights; `seconds`; `peak_mb`, see `nbtools.memory.peak`.
+            weights; `seconds`; `peak_mb`, see `nbtools.memory.peak`; on what hardware, with which versions and when
+            it was measured.
         """
         told = asked(trained, defence, samples_per_class, n_total, draw)
         evaluate, before = trained.evaluate, trained.before
         if glance:
             evaluate, before = trained.glance, trained.before_at_a_glance
         shaped = {
-            "weights": trained.card["key"],
+            "weights": trained.card["sha256"],
             "trigger": repr(trained.trigger),
             "test_images": len(evaluate.test),
             "reserved": len(self.splits.reserved),
@@ -123,9 +124,9 @@ class Run:
                 alone = evaluate(repair.untuned) if repair.mask.count else before
             row = {"pruned": repair.mask.count, "filters": repair.mask.filters, "tuned_steps": repair.tuned_steps}
             row |= before.row("_before") | alone.row("_pruned") | after.row("_after")
-            return {}, {
-                "row": {**row, "der": der(before, after), "seconds": repair.seconds, "peak_mb": repair.peak_bytes / 1e6}
-            }
+            row |= {"der": der(before, after), "seconds": repair.seconds, "peak_mb": repair.peak_bytes / 1e6}
+            now = self.stamp()
+            return {}, {"row": row | {name: now[name] for name in ("hardware", "torch", "nbtools", "date")}}
 
         row = cached("rows", {**told, **shaped}, build).card["row"]
         return {**told, "test_images": shaped["test_images"], **row}
@@ -137,7 +138,7 @@ class Run:
 
         The last one is remembered, model and all, so that a row about it costs its evaluation alone: look, don't touch.
         """
-        which = repr((trained.card["key"], defence, samples_per_class, n_total, draw))
+        which = repr((trained.card["sha256"], defence, samples_per_class, n_total, draw))
         if which not in self._last:
             self._last.clear()
             self._last[which] = defence(trained.model, self.draw(samples_per_class, n_total, draw))

@@ -11,6 +11,7 @@ from nbtools.adaptive import Adaptive
 from nbtools.defences import Defence
 from nbtools.store import Asked
 from nbtools.trained import named
+from nbtools.triggers import Trigger, make_trigger
 
 Options = tuple[tuple[str, Any], ...]
 
@@ -46,8 +47,13 @@ class Model:
 
     @property
     def name(self) -> str:
-        """For lines: "badnets 5 %", "badnets 5 %, Hide(weight=1.0)", "clean"."""
-        return "clean" if self.attack == "none" else named(self.attack, self.poison_rate, self.adaptive)
+        """For lines, see `nbtools.trained.named`."""
+        return named(self.attack, self.poison_rate, self.trigger, self.target, self.adaptive)
+
+    @property
+    def trigger(self) -> Trigger:
+        """The attacker's; for a clean model the one that the evaluator tries on it."""
+        return make_trigger("badnets" if self.attack == "none" else self.attack, **dict(self.options))
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def threshold_choices(
     """
     shaped = {
         "what": "every threshold",
-        "weights": trained.card["key"],
+        "weights": trained.card["sha256"],
         "trigger": repr(trained.trigger),
         "target": trained.target,
         "settings": repr(defence),

@@ -88,7 +88,10 @@ def run_notebook(page: Page, data: str, expected: str = "") -> tuple[dict[str, A
 def _run(setup: Setup, data: str, device: str) -> Run:
     from nbtools.experiments import start
 
-    return start(**asdict(setup), data=Path(data) if data else None, device=device or None, quiet=True)
+    threads = torch.get_num_threads()
+    run = start(**asdict(setup), data=Path(data) if data else None, device=device or None, quiet=True)
+    torch.set_num_threads(threads)  # the sweep's, not the profile's
+    return run
 
 
 @functools.lru_cache(maxsize=4)

@@ -64,6 +64,9 @@ def check_threshold(mu: float, scope: str = "layer", rounds: int = 1) -> None:
 def threshold(scores: dict[str, Tensor], mu: float, scope: str = "layer", rounds: int = 1) -> Mask:
     """Prune where S_i > mean(S) + mu * std(S) (arXiv 2311.07417).
 
+    Of n numbers none lies (n - 1) / sqrt(n) standard deviations or more above their mean: a layer of eight filters
+    loses none where mu is above 2.47 (sixteen: 3.75, 32: 5.48), however they score.
+
     Args:
         scores: convolution name to `[filters]`.
         mu: standard deviations above the mean, 0 or more; higher prunes less.

@@ -32,7 +32,7 @@ class Profile:
         strides: of the stem and the four stages; see `nbtools.networks.ResNet18`.
         threads: of the CPU; 0 is as many as torch chooses. Sums in another order make another model, so one thread
             gives the same model on any number of cores.
-        glance: test images for each of the many points of a sweep; what is quoted is measured on all.
+        glance: test images for each of the many points of a sweep, and of what is quoted from one; else it is all.
         hard_attack: the second attack of the notebooks that show two; "" leaves it, and its training, out.
         attacks: those of the comparison of defences.
         small: whether notebooks that need many models take narrow ones (`narrowed`).

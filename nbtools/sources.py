@@ -58,12 +58,14 @@ class Source:
     Args:
         name: its name in `nbtools.datasets.DATASETS`.
         title: as people write it.
+        classes: how many.
         marker: the file or folder that it is found by.
         read: root, which half, and whether to download, to that half.
     """
 
     name: str
     title: str
+    classes: int
     marker: str
     read: Callable[[str, bool, bool], Half]
 
@@ -83,10 +85,10 @@ class Source:
 SOURCES = {
     source.name: source
     for source in (
-        Source("cifar10", "CIFAR-10", "cifar-10-batches-py", _cifar10),
-        Source("cifar100", "CIFAR-100", "cifar-100-python", _cifar100),
-        Source("svhn", "SVHN", "train_32x32.mat", _svhn),
-        Source("gtsrb", "GTSRB", "gtsrb", _gtsrb),
+        Source("cifar10", "CIFAR-10", 10, "cifar-10-batches-py", _cifar10),
+        Source("cifar100", "CIFAR-100", 100, "cifar-100-python", _cifar100),
+        Source("svhn", "SVHN", 10, "train_32x32.mat", _svhn),
+        Source("gtsrb", "GTSRB", 43, "gtsrb", _gtsrb),
     )
 }
 

@@ -125,16 +125,18 @@ class Store:
 def tidy(rows: pd.DataFrame) -> pd.DataFrame:
     """A sweep's rows to work with: each setting that differs is a column of its own, named "mu" or "fine_tune.lr".
 
-    What is left out: columns that are empty in all rows, and those that only the sweep needs.
+    Differs within a kind of defence, that is; where a row has a column of that name, it is "defence.seed". What is left
+    out: columns that are empty in all rows, and those that only the sweep needs.
 
     Args:
         rows: with the column `settings`, the defences' `repr`.
     """
     kept: Any = rows
     found: Any = pd.DataFrame([_flat(ast.parse(text, mode="eval").body) for text in kept["settings"]], index=rows.index)
-    differ = [name for name in found if name and found[name].nunique() > 1]
+    differ = [name for name in found if name and found.groupby("")[name].nunique().max() > 1]
+    settings = found[differ].rename(columns={name: f"defence.{name}" for name in differ if name in kept})
     own = {"id", "settings", "wall"} | {name for name in kept if kept[name].isin(["", None]).all()}
-    return kept[[name for name in kept if name not in own]].join(found[[n for n in differ if n not in kept]])
+    return kept[[name for name in kept if name not in own]].join(settings)
 
 
 def _flat(call: ast.expr, path: str = "") -> dict[str, Any]:

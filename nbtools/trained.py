@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from nbtools.pruning import pruned_copy, threshold
 from nbtools.scores import Scores
 from nbtools.settings import STRIDES, Profile, hardware, has_bf16, seed_everything
 from nbtools.training import Penalty, Recipe, train
-from nbtools.triggers import Trigger, check_target, make_trigger
+from nbtools.triggers import ALL_TO_ALL, Trigger, check_target, make_trigger
 
 if TYPE_CHECKING:
     from nbtools.experiments import Run
@@ -95,13 +96,22 @@ class Trained:
 
     @property
     def name(self) -> str:
-        """For tables and titles: "badnets 5 %", "badnets 5 %, Hide(weight=1.0)", "clean"."""
-        return "clean" if self.attack == "none" else named(self.attack, self.poison_rate, self.adaptive)
+        """For tables and titles, see `named`."""
+        return named(self.attack, self.poison_rate, self.trigger, self.target, self.adaptive)
 
 
-def named(attack: str, poison_rate: float, adaptive: Adaptive | None = None) -> str:
-    """A poisoned model's name for tables and titles: "badnets 5 %"."""
-    return f"{attack} {100 * poison_rate:g} %" + (f", {adaptive!r}" if adaptive else "")
+def named(attack: str, poison_rate: float, trigger: Trigger, target: int, adaptive: Adaptive | None) -> str:
+    """A model's name for tables and titles: "clean", "badnets 5 %", "blended 5 %, alpha=0.1, all to all".
+
+    What is as usual is not told: the trigger's own settings, the target 0, an attacker who adds nothing to the loss.
+    """
+    if attack == "none":
+        return "clean"
+    usual: Any = make_trigger(attack)
+    told = [f"{attack} {100 * poison_rate:g} %"]
+    told += [f"{name}={value}" for name, value in vars(trigger).items() if value != vars(usual)[name]]
+    told += ["all to all" if target == ALL_TO_ALL else f"to {target}"] if target else []
+    return ", ".join([*told, *([repr(adaptive)] if adaptive else [])])
 
 
 def _fingerprint(*tensors: Tensor) -> str:
@@ -148,8 +158,7 @@ def load_or_train(
     config |= {"dataset": run.splits.name, "train_images": len(run.splits.train)}
     if run.splits.version:
         config["dataset_version"] = run.splits.version
-    if adaptive is not None:
-        config["adaptive"] = repr(adaptive)
+    config |= adaptive_config(adaptive)
     penalty = adaptive.on(model, trigger) if adaptive else None
     entry = cached("models", config, functools.partial(_build, run, attack, model, images, config, penalty))
     model.load_state_dict(entry.tensors)
@@ -168,6 +177,12 @@ def _recipe(profile: Profile) -> Recipe:
         weight_decay=profile.weight_decay,
         padding=profile.padding,
     )
+
+
+def adaptive_config(adaptive: Adaptive | None) -> dict[str, Any]:
+    """What an attacker who adds to the loss adds to `model_config`: its settings, and the code of what it adds."""
+    code = source_hash(inspect.getfile(Adaptive))
+    return {"adaptive": {"attacker": repr(adaptive), "code": code}} if adaptive else {}
 
 
 def model_config(

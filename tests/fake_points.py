@@ -39,7 +39,5 @@ class Sum:
             time.sleep(0.3)
         if self.does == "die once" and Path(self.log).read_text().count(f"{self.number} ") == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.does == "interrupt":
-            raise KeyboardInterrupt
         row = self.columns() | {"sum": self.number + 1, "threads": threads, "wall": 0.0, "error": ""}
         return row, {"saved.csv": f"a\n{self.number}\n".encode()} if self.does == "save" else {}

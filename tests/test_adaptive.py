@@ -78,7 +78,8 @@ def test_an_adaptive_attacker_trains_another_model_under_its_own_name(
     run = start("tiny", device="cpu", quiet=True)
     plain, hidden = run.model("badnets", 0.25), run.model("badnets", 0.25, adaptive=Hide(2.0))
     assert (plain.name, hidden.name) == ("badnets 25 %", "badnets 25 %, Hide(weight=2.0)")
-    assert hidden.card["config"]["adaptive"] == "Hide(weight=2.0)" and "adaptive" not in plain.card["config"]
+    told = hidden.card["config"]["adaptive"]
+    assert told["attacker"] == "Hide(weight=2.0)" and told["code"] and "adaptive" not in plain.card["config"]
     assert plain.card["key"] != hidden.card["key"]
     assert hidden.card["history"][-1]["loss"] != plain.card["history"][-1]["loss"]
     assert run.model("badnets", 0.25, adaptive=Hide(2.0)).card == hidden.card, "found again"

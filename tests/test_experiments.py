@@ -178,7 +178,7 @@ def test_a_repair_and_its_row_call_the_defence_once(
 
 def test_what_shapes_a_row_is_in_its_key(run: Run, trained: Trained) -> None:
     defence = Suspiciousness(fine_tune=None)
-    clean = replace(trained, card={**trained.card, "key": "another"})
+    clean = replace(trained, card={**trained.card, "sha256": "another"})
     few = replace(trained, evaluate=Evaluator(trained.evaluate.test.subset(torch.arange(30)), trained.trigger))
     asked: list[Callable[[Run], object]] = [
         lambda run: run.defend(trained, defence),
@@ -201,6 +201,8 @@ def test_rows_are_tidy_and_carry_the_configuration(run: Run, tmp_path: Path, mon
     assert path == tmp_path / "new" / "folder" / "sweep.csv" and list(path.parent.iterdir()) == [path]
     table = pd.read_csv(path)
     assert list(table.columns) == ["mu", "asr", *run.stamp()] and table["mu"].tolist() == [2, 3]
+    row = run.defend(run.model("badnets", 0.25), Suspiciousness(fine_tune=None), n_total=7)
+    assert {row[name] for name in ("hardware", "torch", "nbtools", "date")} <= set(run.stamp().values())
     assert set(table["profile"]) == {"tiny"} and set(table["width"]) == {16} and set(table["train_images"]) == {64}
     run.save_rows([{"epochs": 7, "asr": 1.5}], "sweep")
     assert pd.read_csv(path)["epochs"].tolist() == [7], "what a row says itself stands"

@@ -3,6 +3,7 @@
 import itertools
 import pickle
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -22,9 +23,9 @@ def written(folder: Path, text: str) -> Path:
 
 
 def points(folder: Path, text: str) -> list[Point]:
-    found = [point for point in read(written(folder, text), "quick").points if isinstance(point, Point)]
+    found = read(written(folder, text), "quick").points
     assert all(isinstance(point, Point) for point in found)
-    return found
+    return cast(list[Point], found)
 
 
 def test_every_combination_is_a_point(tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ defence: clp
         (target, one) for target in (0, -1) for one in attackers
     ]
     assert repr(Spread(2)) == repr(Spread(2.0))
-    assert found[-1].model.name == "badnets 10 %, Spread(weight=2.0)"
+    assert found[-1].model.name == "badnets 10 %, all to all, Spread(weight=2.0)"
     assert found[-1].columns()["adaptive"] == "Spread(weight=2.0)" and found[0].columns()["adaptive"] == ""
 
 
@@ -178,11 +179,39 @@ small: 1
         ("", "holds no grid"),
         ("- 3\n", "holds no grid"),
         ("attack: none\ndefence: clp\nseed: true\n", "seed: True is no whole number"),
+        ("attack: none\ndefence: clp\nn_total: 0\n", "no clean images are asked for"),
+        ("attack: [[badnets, blended]]\ndefence: clp\n", "is neither a name nor a mapping"),
+        ("attack: none\ndefence: clp\nadaptive: {}\n", "is neither a name nor a mapping"),
+        ("attack: {blended: {1: 2}}\npoison_rate: 0.1\ndefence: clp\n", "blended are no mapping from names"),
+        ("attack: none\ndefence: clp\nadaptive: {none: {weight: 3}}\n", "adaptive: none takes no settings"),
+        ("attack: none\ndefence: clp\ndataset: gtsrb\ntarget: 43\n", "a class number, 0 to 42, or -1"),
+        ("attack: none\ndefence: clp\ndataset: cifar100\nsamples_per_class: 11\n", "at most 10, .* of 100 classes"),
+        ("attack: none\ndefence: clp\ndataset: 'folder:x'\ntarget: -2\n", "a class number, 0 and up"),
     ],
 )
 def test_bad_grids_are_refused_with_what_is_allowed(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         read(written(tmp_path, text), "quick")
+
+
+def test_a_target_may_be_any_class_of_its_data_set(tmp_path: Path) -> None:
+    text = "attack: badnets\npoison_rate: 0.1\ndefence: clp\nprofile: laptop\n"
+    for dataset, target in (("cifar100", 99), ("gtsrb", 42), ("svhn", 9), ("'folder:x'", 200)):
+        assert [p.model.target for p in points(tmp_path, f"{text}dataset: {dataset}\ntarget: {target}\n")] == [target]
+
+
+def test_models_that_differ_have_names_that_differ(tmp_path: Path) -> None:
+    text = """
+attack: [badnets, {badnets: {size: 2}}]
+poison_rate: 0.1
+target: [0, 3, -1]
+adaptive: [none, hide]
+defence: clp
+"""
+    names = {p.model: p.model.name for p in points(tmp_path, text)}
+    assert len(set(names.values())) == len(names) == 12
+    told = {"badnets 10 %", "badnets 10 %, size=2, all to all", "badnets 10 %, to 3, Hide(weight=1.0)"}
+    assert told <= set(names.values())
 
 
 def test_a_grid_of_a_notebook_is_held_against_its_parameters(tmp_path: Path) -> None:

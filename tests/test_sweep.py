@@ -13,16 +13,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 from distributed import Client
 from fake_points import Sum
 
+from nbtools import points
 from nbtools import sweep as sweeping
 from nbtools.__main__ import main
 from nbtools.axes import read
-from nbtools.defences import FineTune, Suspiciousness
-from nbtools.grid import Grid, Point
+from nbtools.defences import AWM, FMP, FineTune, Suspiciousness
+from nbtools.grid import Grid, Point, Setup
 from nbtools.points import code, measure
+from nbtools.settings import PROFILES
 from nbtools.store import Store, tidy
 from nbtools.sweep import Scale, sweep
 
@@ -144,15 +147,7 @@ def scheduler(folder: Path, *resources: str) -> Iterator[str]:
         file = folder / "scheduler.json"
         command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
         begun.append(subprocess.Popen([*command, "--scheduler-file", str(file)], stderr=subprocess.DEVNULL))
-        command = [
-            sys.executable,
-            "-m",
-            "distributed.cli.dask_worker",
-            "--scheduler-file",
-            str(file),
-            "--host",
-            "127.0.0.1",
-        ]
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", "--host", "127.0.0.1"]
         here = {"cwd": Path(__file__).parent, "stderr": subprocess.DEVNULL}
         begun.append(subprocess.Popen([*command, "--scheduler-file", str(file), "--nthreads", "1", *resources], **here))
         for _ in range(300):
@@ -253,6 +248,27 @@ def test_the_table_to_work_with_has_a_column_for_each_setting_that_differs() -> 
     assert list(table.mu) == [1, 3, Suspiciousness().mu] and list(table.fine_tune) == ["FineTune", "None", "FineTune"]
     assert table.powers[0] == repr({"sigma": 1}) != table.powers[1]
     assert table["fine_tune.lr"].tolist()[::2] == [1e-3, 1] and math.isnan(table["fine_tune.lr"].tolist()[1])
+
+
+def test_a_setting_never_hides_behind_a_column_nor_beside_another_defence() -> None:
+    defences = [FMP(seed=1), FMP(seed=2), Suspiciousness(), AWM()]
+    rows = pd.DataFrame({"settings": map(repr, defences), "seed": 0, "asr_after": [1.0, 2, 3, 4]})
+    table = tidy(rows)
+    assert list(table) == ["seed", "asr_after", "defence.seed"], "AWM's rounds are not the score's, and neither differs"
+    assert table.seed.tolist() == [0] * 4 and table["defence.seed"].tolist()[:2] == [1, 2]
+
+
+def test_the_threads_are_those_of_the_sweep_for_every_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NBTOOLS_CACHE", str(tmp_path))
+    before = torch.get_num_threads()
+    try:
+        for _ in range(2):  # made, then found
+            torch.set_num_threads(2)
+            points._run(Setup("quick"), "", "cpu")
+            assert torch.get_num_threads() == 2 != PROFILES["quick"].threads
+    finally:
+        torch.set_num_threads(before)
+        points._run.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ table.rename(columns=lambda name: name.replace("\n", " ")).round(1)
 #
 # What follows does not come from this run. It is the committed table of a sweep (`data/grids/sample_count.yaml`) over
 # the models that come with the checkout: real CIFAR-10, width 16, ten draws of each amount, the first 2,000 test
-# images. The same command on your machine writes the same table.
+# images. The same command on your machine writes the same rows.
 
 # %%
 sweep = published.results("sample_count_cifar10_width16")
@@ -277,7 +277,7 @@ speed.round(2)
 # holds for the patch, and is a matter of luck for the other two. The second: against the paper's own four baselines
 # (NAD, ANP, CLP, AWM) the sentence holds for two of them, ANP and AWM, and for the whole defence; NAD with so few
 # images takes as long, and CLP, which looks at no image, a hundredth. Scoring and pruning alone take less than half the
-# time of plain fine-tuning, and an eighth or less of every other defence that looks at images. Most of the whole's time
+# time of fine-tuning or fine-pruning, and an eighth or less of the others that look at images. Most of the whole's time
 # is our fine-tuning with folds.
 
 # %% [markdown]

@@ -77,7 +77,8 @@ pd.DataFrame({model.name: model.before.row() for model in models}).T.round(1)
 # $$z_i = \frac{S_i - \overline{S}}{\mathrm{std}(S)}$$
 #
 # with mean and standard deviation of its own layer. So $z$ puts all filters of the network into *one* order, and `mu`
-# is where that order is cut.
+# is where that order is cut. (A narrow layer has a low ceiling: of $n$ numbers none lies further than
+# $(n - 1) / \sqrt n$ above the mean, 3.75 for sixteen filters, 7.9 for 64.)
 
 
 # %%
@@ -272,10 +273,10 @@ table = compared.groupby(["model", "who"], sort=False)[["ACC lost", "asr_after",
 table.rename(columns={"asr_after": "ASR left", "der": "DER"}).round(1)
 
 # %% [markdown]
-# ## 5. Five attacks, two trainings of each
+# ## 5. Four attacks and a clean network, two trainings of each
 #
 # From here on the committed table of a sweep (`data/grids/mu.yaml`): CIFAR-10, width 16, seeds 0 and 1 of data, initial
-# weights and training, three draws each, the first 2,000 test images.
+# weights and training (BadNets and Blended at 1 %: seed 0), three draws each, the first 2,000 test images.
 
 # %%
 sweep = published.results("mu_cifar10_width16_seeds")
@@ -283,7 +284,7 @@ sweep["ACC lost"] = sweep.acc_before - sweep.acc_pruned
 learned = sweep[(sweep.asr_before >= 50) | (sweep.attack == "none")]
 left_out = sorted(set(zip(sweep.model, sweep.seed, strict=True)) - set(zip(learned.model, learned.seed, strict=True)))
 print("backdoor not learned, left out:", left_out or "none")
-with_mu = learned[learned.defence == "Suspiciousness"]
+with_mu = learned[learned.rounds == 1]
 plots.show(
     bands(with_mu, "CIFAR-10: ACC and ASR after pruning alone (bands: seeds and draws; dotted: before)", 3),
     "ACC and ASR against mu for each attack and the clean model: means and ranges over seeds and draws.",
@@ -293,9 +294,10 @@ plots.show(
 # Read the panels from right to left. A patch (BadNets) leaves a wide road; a trigger that is blended into the whole
 # image leaves none that is wide enough for every draw.
 #
-# Now the question of this notebook. Fixed values, the rule with three allowances, and two oracles that look at the
-# trigger: one that takes the best `mu` of each row, and one that takes the best fixed `mu` over all attacks *but the
-# one that it is judged on*, so that no model had a say in its own threshold.
+# Now the question of this notebook. Fixed values; the threshold taken twice, the second time over the filters that are
+# left (`rounds=2` [ours]: what stands out far no longer covers what stands out less); the rule with three allowances;
+# and two oracles that look at the trigger: one that takes the best `mu` of each row, and one that takes the best fixed
+# `mu` over all attacks *but the one that it is judged on*, so that no model had a say in its own threshold.
 
 # %%
 poisoned_rows = with_mu[with_mu.attack != "none"].copy()
@@ -311,10 +313,12 @@ poisoned_rows["der_pruned"] = rating(poisoned_rows)
 others = {}
 for one in poisoned_rows.attack.unique():
     rest = poisoned_rows[poisoned_rows.attack != one].groupby(["attack", "mu"]).der_pruned.mean()
-    others[one] = rest.groupby("mu").mean().idxmax()
+    others[one] = float(rest.groupby("mu").mean().idxmax())
 print("the best mu for the other attacks:", others)
 
 ways = {f"mu {mu:g}": with_mu[with_mu.mu == mu] for mu in (1.5, 1.75, 2, 2.25, 2.5, 3)}
+twice = learned[learned.rounds == 2]
+ways |= {f"twice, mu {mu:g}": twice[twice.mu == mu] for mu in sorted(twice.mu.unique())}
 rules = learned[learned.defence == "ChosenMu"]
 ways |= {f"rule, {100 * a:g} % allowed": rules[rules.allowed == a] for a in sorted(rules.allowed.unique())}
 ways["best of the other attacks"] = with_mu[with_mu.mu == with_mu.attack.map(others)]
@@ -340,8 +344,10 @@ verdict.round(1)
 figure, axis = plt.subplots(figsize=(8, 4.2))
 line = verdict[verdict.index.str.startswith("mu ")]
 axis.plot(line["ACC lost"], line["ASR left"], "o-", color=plots.BLUE, label="mu fixed")
-marked = verdict[verdict.index.str.startswith("rule")]
-axis.plot(marked["ACC lost"], marked["ASR left"], "s--", color=plots.GREEN, label="the rule")
+for start, mark, color, label in (("twice", "^-", plots.PURPLE, "mu fixed, two rounds"),
+                                  ("rule", "s--", plots.GREEN, "the rule")):  # fmt: skip
+    marked = verdict[verdict.index.str.startswith(start)]
+    axis.plot(marked["ACC lost"], marked["ASR left"], mark, color=color, label=label)
 rest = verdict.loc[["best of the other attacks", "oracle"]]
 axis.scatter(rest["ACC lost"], rest["ASR left"], marker="*", s=130, color=plots.RED, label="with the trigger")
 for name, one in verdict.iterrows():
@@ -350,7 +356,10 @@ axis.set(xlabel="ACC lost by pruning alone (points)", ylabel="ASR left (%)", yli
 axis.margins(x=0.12)
 axis.set_title("Nearer to the lower left is better")
 axis.legend(frameon=False)
-plots.show(figure, "ASR left against ACC lost: fixed mu as a line, the rule's allowances as squares, oracles as stars.")
+plots.show(
+    figure,
+    "ASR left against ACC lost: fixed mu as lines, in one round and in two, the rule as squares, oracles as stars.",
+)
 
 # %% [markdown]
 # And with the fine-tuning that follows, where it was measured:
@@ -358,6 +367,7 @@ plots.show(figure, "ASR left against ACC lost: fixed mu as a line, the rule's al
 # %%
 tuned = learned[(learned.fine_tune == "FineTune") | (learned["like.fine_tune"] == "FineTune")].copy()
 tuned["who"] = tuned.mu.map("mu {:g}".format).where(tuned.defence == "Suspiciousness", "rule, 3 % allowed")
+tuned["who"] = tuned.who.where(tuned.rounds != 2, "twice, " + tuned.who)
 tuned["ACC lost"] = tuned.acc_before - tuned.acc_after
 per_model = tuned.groupby(["who", "model"])[["ACC lost", "asr_after"]].mean().unstack("who")
 per_model.rename(columns={"asr_after": "ASR left"}).round(1)
@@ -371,11 +381,13 @@ summary.rename(columns={"asr_after": "ASR left", "der": "DER"}).round(1)
 # %% [markdown]
 # **The default.** It was 2.5 until these rows were there. At 2 the whole defence leaves a third less of the ASR for one
 # more point of ACC, and its DER is four points higher. That holds for the trainings with seed 0, which had served
-# development, and, by as much, for those with seed 1, which nobody had looked at (exercise 2 asks for it); and
-# whichever attack is left out, the others ask for 1.75 to 2.25. So it is 2 now, for every attack. The price stands in
-# the last column: a network with nothing to hide loses twice as much.
+# development, and, by as much, for those with seed 1, which nobody had looked at (exercise 2 asks for it). So it is 2
+# now, for every attack. Two things speak against it. The price stands in the last column: a network with nothing to
+# hide loses twice as much. And 2 is a compromise, not a held-out choice: whichever attack is left out, the others ask
+# for 1.75 or, without Blended, for 2.25; judged on the attack left out that choice is worse than 2, in ACC and in ASR.
 #
-# **The rule** lies on the line of the fixed thresholds: clean images choose no better than a number does, and no worse.
+# **The rule** lies on the line of the fixed thresholds, with 1 % allowed a little above it: clean images choose no
+# better than a number does.
 # On clean networks it costs half as much as `mu` 2. But what a defender would fear most is its worst row, and that is
 # the highest of all: where the accuracy wavers early by chance, it stops early. So it is offered (`defend --defence
 # chosen_mu`), and not the default.

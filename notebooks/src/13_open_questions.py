@@ -67,8 +67,9 @@ pd.DataFrame({name: model.before.row() for name, model in models.items()}).T.rou
 # | other data sets | `dataset` of a grid: `cifar100`, `svhn`, `gtsrb`, or `folder:PATH` |
 # | the tables below | `python -m nbtools sweep`, grids `open_questions.yaml` and `networks.yaml` in `data/grids` |
 #
-# The figures of sections 1 and 3 to 5 are made from the committed tables of two sweeps: CIFAR-10, width 16, one
-# training each, three draws of a hundred clean images, the first 2,000 test images. Sections 2 and 6 compute here.
+# Sections 1 and 3 to 5 show the committed rows of two sweeps, sections 2 and 6 first compute here and then show such
+# rows as well: CIFAR-10, width 16, three draws of a hundred clean images, the first 2,000 test images, one training
+# of each model where nothing else is said.
 
 # %% [markdown]
 # ## 1. How few poisoned images?
@@ -227,7 +228,30 @@ attackers.groupby(["attacker", "who"], sort=False)[columns].mean().round(1)
 # the attacker pays with two to three points of ACC and no ASR. The score reads norms, activations and correlations off
 # a network, and whoever trains the network writes them. Spread never looked at the score: it leaves several times the
 # plain attacker's ASR, for less than a point of ACC. So all that this series says about the score holds for attackers
-# who do not know it. (None of the other defences has been tried against an attacker of its own here.)
+# who do not know it.
+#
+# > **Predict first.** Neither attacker knows anything of the other defences. Which of them still removes what the
+# > score can't see: those that prune, or those that learn the weights anew?
+
+# %%
+names = {"Suspiciousness": "suspiciousness", "SpectralNorm": "CLP", "FinePruning": "fine-pruning",
+         "FineTuning": "fine-tuning"}  # fmt: skip
+rivals = with_attacker(sweep[(sweep.seed == 0) & ~alone & ((sweep.mu == defence.mu) | ~scored)])
+rivals = rivals[rivals.attacker.isin(["plain", "Hide 1.0", "Spread 1.0"])].replace({"defence": names})
+order = ["suspiciousness", *sorted(set(rivals.defence) - {"suspiciousness"}, key=str.lower)]
+figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+for axis, column, title, limits in (
+    (axes[0], "asr_after", "ASR left (%)", (0, 100)), (axes[1], "ACC lost", "ACC lost (points)", (0, 20))
+):  # fmt: skip
+    cells = rivals.pivot_table(index="defence", columns="attacker", values=column, sort=False).reindex(order)
+    plots.heat(axis, cells, "", ".1f", limits)
+    axis.collections[0].colorbar.remove()
+    axis.set(title=title, xlabel="", ylabel="")
+figure.suptitle("A hundred clean images, means over three draws", x=0.01, ha="left")
+plots.show(figure, "Heat maps of the ASR left and the ACC lost for ten defences against three attackers.")
+
+# %% [markdown]
+# RIVALS
 
 # %% [markdown]
 # ## 3. All-to-all
@@ -248,18 +272,24 @@ goals.groupby(["goal", "who"], sort=False)[columns].mean().round(1)
 # %% [markdown]
 # ## 4. Other networks
 #
-# The same attack and recipe, at width 16, on VGG-16-BN, which has no shortcuts. (PreAct-ResNet-18, ResNet-34,
-# MobileNetV2 and DenseNet are a word in the same grid, `architecture`, and wait for a faster machine.)
+# The same attack and recipe, at width 16, on five others: ResNet-34; PreAct-ResNet-18, whose batch norms come before
+# the convolutions; VGG-16-BN, without shortcuts; DenseNet, where each layer feeds all later ones; MobileNetV2, with
+# depthwise convolutions, each filter of which sees a single channel.
+#
+# > **Predict first.** On which of them will the score fail?
 
 # %%
 networks = published.results("networks_width16")
 networks["ACC lost"] = networks.acc_before - networks.acc_after
 networks["who"] = networks.mu.map("mu {:g}".format).where(networks.defence == "Suspiciousness", "rule (notebook 12)")
+networks["who"] = networks.who.where(networks.rounds != 2, "twice, " + networks.who)
 longer_or_shorter = (networks.defence == "Suspiciousness") & networks.fine_tune.isna()  # section 6's rows
 of_networks = pd.concat([plain, networks[~longer_or_shorter]])
 of_networks["network"] = of_networks.architecture.str.replace("_", "\n")
 plots.show(
-    before_and_after(of_networks, "network", "", "BadNets 10 %: before (dashes) and after the repair (dots: draws)"),
+    before_and_after(
+        of_networks[of_networks.who.isin(WAYS)], "network", "", "BadNets 10 %: before (dashes), after (dots: draws)"
+    ),
     "ASR before and after, and ACC lost, for each architecture.",
 )
 of_networks.groupby(["architecture", "who"], sort=False)[columns].mean().round(1)
@@ -270,8 +300,8 @@ of_networks.groupby(["architecture", "who"], sort=False)[columns].mean().round(1
 # %% [markdown]
 # ## 5. Each term left out
 #
-# Pruning alone at four thresholds, on four attacks and the clean model, two trainings of each. A variant is a line: the
-# nearer to the lower left, the better, whatever its own best threshold is.
+# Pruning alone at four thresholds, on four attacks and the clean model, two trainings of each, one draw. A variant is
+# a line: the nearer to the lower left, the better, whatever its own best threshold is.
 
 
 # %%
@@ -303,10 +333,11 @@ price = terms[terms.attack == "none"].groupby(["variant", "mu"]).lost.mean().ren
 bad.rename(columns={"asr_pruned": "ASR left"}).join(price).unstack("mu").round(1)
 
 # %% [markdown]
-# **All four earn their place**, over four attacks and two trainings of each. Without activation or saliency a mean of
-# eighteen points of ACC goes at `mu` 2; sigma alone is worse. Without correlation half as much ASR again is left, and
-# more ACC gone. Without sigma, the term that needs no image, the score is gentle and blunt: it costs little and leaves
-# twice as much. The square root makes less of a difference: without it somewhat less falls at `mu` 2, of both.
+# **Saliency and activation earn their place plainly**: without either eighteen to twenty points of ACC go at `mu` 2,
+# and more ASR is left. Correlation does from `mu` 2 down; above, the line without it lies no higher. Sigma, the term
+# that needs no image, is worth less than a look at equal `mu` says (without it the score prunes less, of everything):
+# at equal ACC lost it takes one to three points more of the ASR away. The square root makes no difference that these
+# rows could show.
 
 # %% [markdown]
 # ## 6. Saturation
@@ -427,7 +458,7 @@ checks.same(
 #
 # - The score finds a backdoor that was planted without thinking of it, rare or frequent. It does not find one that was
 #   trained against it, and the attacker loses little.
-# - Each of the four terms earns its place when attacks and trainings are averaged; the square root hardly matters.
+# - Saliency and activation carry the score, correlation and sigma help a little, the square root hardly matters.
 # - A saliency that comes from the loss fades as the training goes on; the margin's does not. After a longer training on
 #   an easy data set the score fails with either.
 # - It does **not** show the other defences against attackers of their own, nor the score on CIFAR-100, SVHN or GTSRB,
