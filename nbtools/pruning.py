@@ -61,7 +61,13 @@ def check_threshold(mu: float, scope: str = "layer", rounds: int = 1) -> None:
         raise ValueError(f"rounds must be 1 or more, got {rounds}")
 
 
-def threshold(scores: dict[str, Tensor], mu: float, scope: str = "layer", rounds: int = 1) -> Mask:
+def threshold(
+    scores: dict[str, Tensor],
+    mu: float,
+    scope: str = "layer",
+    rounds: int = 1,
+    counted: dict[str, Tensor] | None = None,
+) -> Mask:
     """Prune where S_i > mean(S) + mu * std(S) (arXiv 2311.07417).
 
     Of n numbers none lies (n - 1) / sqrt(n) standard deviations or more above their mean: a layer of eight filters
@@ -72,6 +78,8 @@ def threshold(scores: dict[str, Tensor], mu: float, scope: str = "layer", rounds
         mu: standard deviations above the mean, 0 or more; higher prunes less.
         scope: mean and (unbiased) standard deviation over the filters of a "layer", or of the whole network, "global".
         rounds: how often; each round takes mean and standard deviation over the filters that are left [ours].
+        counted: convolution name to bool `[filters]`: mean and standard deviation are over these, and only these are
+            pruned [ours]; None counts all.
 
     Raises:
         ValueError: for a negative or NaN `mu`, an unknown scope, no round, or scores that are not finite.
@@ -81,14 +89,16 @@ def threshold(scores: dict[str, Tensor], mu: float, scope: str = "layer", rounds
         if not bool(torch.isfinite(score).all()):
             raise ValueError(f"the scores of {name} hold NaN or infinite values")
     pruned = {name: torch.zeros_like(score, dtype=torch.bool) for name, score in scores.items()}
+    left = {name: counted[name].clone() if counted else ~pruned[name] for name in scores}
     for _ in range(rounds):
-        pools = {name: score[~pruned[name]] for name, score in scores.items()}
+        pools = {name: score[left[name]] for name, score in scores.items()}
         if scope == "global":
             pools = dict.fromkeys(scores, torch.cat(list(pools.values())))
         for name, pool in pools.items():
             # one filter, or equal scores, have no spread to stand out from; rounding of the mean must not give them one
             if len(pool) > 1 and bool(pool.amax() > pool.amin()):
-                pruned[name] |= scores[name] > pool.mean() + mu * pool.std()
+                found = left[name] & (scores[name] > pool.mean() + mu * pool.std())
+                pruned[name], left[name] = pruned[name] | found, left[name] & ~found
     return Mask(pruned)
 
 

@@ -175,6 +175,9 @@ def test_little_input_is_enough(defence: Defence, clean: Images) -> None:
         (lambda: Suspiciousness(scope="block"), "unknown scope 'block'; known: layer, global"),
         (lambda: Suspiciousness(powers={"weight": 1}), "powers take sigma, .* got 'weight': 1"),
         (lambda: Suspiciousness(powers={"sigma": "1"}), "powers take .* to a finite number, got 'sigma': '1'"),  # pyright: ignore[reportArgumentType]
+        (lambda: Suspiciousness(alive=1), r"alive must lie in \[0, 1\), got 1"),
+        (lambda: Suspiciousness(alive=math.nan), r"alive must lie in \[0, 1\), got nan"),
+        (lambda: Suspiciousness(rounds=0), "rounds must be 1 or more, got 0"),
         (lambda: ChosenMu(mus=()), "mus must hold one threshold or more"),
         (lambda: ChosenMu(mus=(2, -1)), "mu must be 0 or more, got -1"),
         (lambda: ChosenMu(allowed=1), r"allowed must lie in \[0, 1\), got 1"),
@@ -195,6 +198,24 @@ def test_settings_are_checked_before_any_work(make: Callable[[], object], messag
 def test_the_fields_of_a_repair_are_these() -> None:
     first = ["model", "mask", "scores", "history", "seconds", "defence"]
     assert [f.name for f in fields(Repair)] == [*first, "untuned", "tuned_steps", "peak_bytes"]
+
+
+def test_dead_filters_do_not_make_the_living_ones_stand_out() -> None:
+    """Where weight decay has killed most of a layer, the few that live score highest: without them nothing is left."""
+    model, clean = plain(), pictures(12)
+    dead = [0, 1, 2, 4, 6, 7]
+    model.bn1.weight.data[dead] = model.bn1.bias.data[dead] = 0
+    bare, alive = Suspiciousness(mu=1, fine_tune=None), Suspiciousness(mu=1, fine_tune=None, alive=0.25)
+    assert set(bare.mask(bare.components(model, clean)).pruned["conv1"].nonzero().flatten().tolist()) <= {3, 5}
+    parts = alive.components(model, clean)
+    mask, scores = alive.mask(parts), alive.scores(parts)
+    living = scores["conv1"][[3, 5]]
+    wanted = (living > living.mean() + living.std()).tolist()
+    assert mask.pruned["conv1"].tolist() == [i in (3, 5) and wanted[(3, 5).index(i)] for i in range(8)]
+    assert not any(wanted) and bare.mask(parts).pruned["conv1"].any(), "of two numbers none stands out"
+    counted = parts.of("sigma")["conv2"] > 0.25 * parts.of("sigma")["conv2"].mean()
+    assert bool(counted.all()), "where all live it changes nothing"
+    assert torch.equal(mask.pruned["conv2"], bare.mask(parts).pruned["conv2"])
 
 
 def test_mu_is_the_last_before_the_clean_images_object() -> None:

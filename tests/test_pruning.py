@@ -77,6 +77,22 @@ def test_threshold_refuses(scores: Scores, mu: float, scope: str, message: str) 
         threshold(scores, mu, scope)
 
 
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_what_is_not_counted_is_neither_measured_with_nor_pruned(scope: str) -> None:
+    scores = drawn_scores()
+    wanted = threshold(scores, 1, scope, 2)
+    dead = {"a": torch.tensor([0.0, 1e6, 0.0], dtype=torch.float64), "b": torch.tensor([5.0], dtype=torch.float64)}
+    more = {name: torch.cat([score, dead[name]]) for name, score in scores.items()}
+    counted = {name: torch.arange(len(score)) < len(scores[name]) for name, score in more.items()}
+    before = {name: mask.clone() for name, mask in counted.items()}
+    found = threshold(more, 1, scope, 2, counted)
+    for name, score in scores.items():
+        assert found.pruned[name].tolist() == [*wanted.pruned[name].tolist(), *[False] * (len(more[name]) - len(score))]
+        assert torch.equal(counted[name], before[name])
+    nobody = {name: torch.zeros_like(mask) for name, mask in counted.items()}
+    assert threshold(more, 1, scope, 2, nobody).count == 0 < wanted.count
+
+
 def test_threshold_refuses_no_round() -> None:
     with pytest.raises(ValueError, match="rounds must be 1 or more, got 0"):
         threshold(drawn_scores(), 2, rounds=0)

@@ -43,6 +43,8 @@ class Suspiciousness:
         scope: mean and std over the "layer", or "global".
         rounds: the threshold is taken so often, each time over the filters that are left; 2 for networks with many
             filters that sleep, such as MobileNetV2 (notebook 13).
+        alive: filters whose spectral norm is not above this share of their layer's mean are dead: they are left out of
+            mean and std, and not pruned; 0 counts all. 0.25 for networks that were trained long (notebook 13).
         shortcuts: prune the 1x1 convolutions on the shortcuts as well.
         fine_tune: how to fine-tune; None prunes only.
     """
@@ -56,11 +58,16 @@ class Suspiciousness:
     after_relu: bool = True
     scope: str = "layer"
     rounds: int = 1
+    alive: float = 0.0
     shortcuts: bool = True
     fine_tune: FineTune | None = field(default_factory=FineTune)
 
     def __post_init__(self) -> None:
         check_threshold(self.mu, self.scope, self.rounds)
+        if not 0 <= self.alive < 1:
+            raise ValueError(
+                f"alive must lie in [0, 1), got {self.alive}: it is a share of a layer's mean spectral norm"
+            )
         check_powers(self.powers)
         if self.saliency not in SALIENCY_LOSSES:
             raise ValueError(f"unknown saliency {self.saliency!r}; known: {', '.join(SALIENCY_LOSSES)}")
@@ -77,7 +84,9 @@ class Suspiciousness:
         """What this defence prunes, from its components."""
         scores = self.scores(parts)
         kept = {u.conv: scores[u.conv] for u in parts.units if self.shortcuts or not u.shortcut}
-        return threshold(kept, self.mu, self.scope, self.rounds)
+        sigma = parts.of("sigma")
+        counted = {conv: sigma[conv] > self.alive * sigma[conv].mean() for conv in kept} if self.alive else None
+        return threshold(kept, self.mu, self.scope, self.rounds, counted)
 
     @measured
     def __call__(self, model: nn.Module, clean: Images) -> Repair:
