@@ -21,7 +21,7 @@ class Unit:
         filters: output channels.
         kernel: height and width of the kernel.
         shortcut: whether it is alone on its way around other convolutions, as a ResNet's "downsample" is.
-        stem: whether it is the network's first convolution.
+        first: whether no other pair stands before it in the data flow.
     """
 
     conv: str
@@ -29,7 +29,7 @@ class Unit:
     filters: int
     kernel: tuple[int, int]
     shortcut: bool = False
-    stem: bool = False
+    first: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,7 @@ def prunable_units(model: nn.Module) -> Units:
         norm = modules.get(str(bn.target)) if bn is not None and bn.op == "call_module" else None
         if bn is not None and isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats:
             kernel, around = (conv.kernel_size[0], conv.kernel_size[1]), _goes_around(node, bn, modules)
-            first = not pairs and not alone
-            pairs.append(Unit(str(node.target), str(bn.target), conv.out_channels, kernel, around, first))
+            pairs.append(Unit(str(node.target), str(bn.target), conv.out_channels, kernel, around, not pairs))
         else:
             alone.append(str(node.target))
     if not pairs:

@@ -118,7 +118,7 @@ def test_suspiciousness_prunes_what_the_score_says() -> None:
     assert same_bits(repair.mask.pruned, threshold(scores, 1).pruned)
     assert same_bits(bits(repair.model), bits(pruned_copy(model, repair.mask)))
     assert repair.history == []
-    spared = replace(defence, stem=False)(model, clean).mask.pruned
+    spared = replace(defence, first=False)(model, clean).mask.pruned
     assert set(spared) == {u.conv for u in components(model, clean).units} - {"conv1"}
     without = replace(defence, shortcuts=False)(model, clean).mask.pruned
     assert set(scores) - set(without) == {f"layer{n}.0.downsample.0" for n in (2, 3, 4)}

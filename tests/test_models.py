@@ -88,7 +88,7 @@ def test_known_pairs_of_the_two_resnets() -> None:
     plain, preact = (prunable_units(make_model(name, width=16)) for name in ("resnet18", "preact_resnet18"))
     assert plain.pairs[0].conv == "conv1" and plain.pairs[0].bn == "bn1"
     assert [u.conv for u in plain if u.shortcut] == [f"layer{stage}.0.downsample.0" for stage in (2, 3, 4)]
-    assert [u.conv for u in plain if u.stem] == ["conv1"] and not any(u.stem for u in preact), "its first has no BN"
+    assert [[u.conv for u in units if u.first] for units in (plain, preact)] == [["conv1"], ["layer1.0.conv1"]]
     assert {(u.conv, u.bn) for u in preact} == {
         (f"layer{stage}.{block}.conv1", f"layer{stage}.{block}.bn2") for stage in (1, 2, 3, 4) for block in (0, 1)
     }, "in a pre-activation block only the first convolution has a batch norm to itself"

@@ -46,7 +46,7 @@ class Suspiciousness:
         alive: filters whose spectral norm is not above this share of their layer's mean are dead: they are left out of
             mean and std, and not pruned; 0 counts all. 0.25 for networks that were trained long (notebook 13).
         shortcuts: prune the 1x1 convolutions on the shortcuts as well.
-        stem: prune the network's first convolution as well.
+        first: prune the first convolution as well.
         fine_tune: how to fine-tune; None prunes only.
     """
 
@@ -61,7 +61,7 @@ class Suspiciousness:
     rounds: int = 1
     alive: float = 0.0
     shortcuts: bool = True
-    stem: bool = True
+    first: bool = True
     fine_tune: FineTune | None = field(default_factory=FineTune)
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class Suspiciousness:
     def mask(self, parts: Components) -> Mask:
         """What this defence prunes, from its components."""
         scores = self.scores(parts)
-        units = [u for u in parts.units if (self.shortcuts or not u.shortcut) and (self.stem or not u.stem)]
+        units = [u for u in parts.units if (self.shortcuts or not u.shortcut) and (self.first or not u.first)]
         kept = {unit.conv: scores[unit.conv] for unit in units}
         sigma = parts.of("sigma")
         counted = {conv: sigma[conv] > self.alive * sigma[conv].mean() for conv in kept} if self.alive else None
