@@ -284,7 +284,7 @@ sweep["ACC lost"] = sweep.acc_before - sweep.acc_pruned
 learned = sweep[(sweep.asr_before >= 50) | (sweep.attack == "none")]
 left_out = sorted(set(zip(sweep.model, sweep.seed, strict=True)) - set(zip(learned.model, learned.seed, strict=True)))
 print("backdoor not learned, left out:", left_out or "none")
-with_mu = learned[learned.rounds == 1]
+with_mu = learned[(learned.rounds == 1) & (learned.alive == 0)]
 plots.show(
     bands(with_mu, "CIFAR-10: ACC and ASR after pruning alone (bands: seeds and draws; dotted: before)", 3),
     "ACC and ASR against mu for each attack and the clean model: means and ranges over seeds and draws.",
@@ -294,10 +294,13 @@ plots.show(
 # Read the panels from right to left. A patch (BadNets) leaves a wide road; a trigger that is blended into the whole
 # image leaves none that is wide enough for every draw.
 #
-# Now the question of this notebook. Fixed values; the threshold taken twice, the second time over the filters that are
-# left (`rounds=2` [ours]: what stands out far no longer covers what stands out less); the rule with three allowances;
-# and two oracles that look at the trigger: one that takes the best `mu` of each row, and one that takes the best fixed
-# `mu` over all attacks *but the one that it is judged on*, so that no model had a say in its own threshold.
+# Now the question of this notebook. Fixed values; two other ways to take the threshold [ours]; the rule with three
+# allowances; and two oracles that look at the trigger: one that takes the best `mu` of each row, and one that takes the
+# best fixed `mu` over all attacks *but the one that it is judged on*, so that no model had a say in its own threshold.
+#
+# - *twice*: a second time over the filters that are left (`rounds=2`): what stands out far no longer covers the rest.
+# - *living*: without the filters that weight decay has all but killed, and without the first convolution
+#   (`alive=0.25, first=False`). [Notebook 13](13_open_questions.ipynb) is why.
 
 # %%
 poisoned_rows = with_mu[with_mu.attack != "none"].copy()
@@ -319,6 +322,8 @@ print("the best mu for the other attacks:", others)
 ways = {f"mu {mu:g}": with_mu[with_mu.mu == mu] for mu in (1.5, 1.75, 2, 2.25, 2.5, 3)}
 twice = learned[learned.rounds == 2]
 ways |= {f"twice, mu {mu:g}": twice[twice.mu == mu] for mu in sorted(twice.mu.unique())}
+living = learned[learned.alive > 0]
+ways |= {f"living, mu {mu:g}": living[living.mu == mu] for mu in sorted(living.mu.unique())}
 rules = learned[learned.defence == "ChosenMu"]
 ways |= {f"rule, {100 * a:g} % allowed": rules[rules.allowed == a] for a in sorted(rules.allowed.unique())}
 ways["best of the other attacks"] = with_mu[with_mu.mu == with_mu.attack.map(others)]
@@ -344,7 +349,7 @@ verdict.round(1)
 figure, axis = plt.subplots(figsize=(8, 4.2))
 line = verdict[verdict.index.str.startswith("mu ")]
 axis.plot(line["ACC lost"], line["ASR left"], "o-", color=plots.BLUE, label="mu fixed")
-for start, mark, color, label in (("twice", "^-", plots.PURPLE, "mu fixed, two rounds"),
+for start, mark, color, label in (("twice", "^-", plots.PURPLE, "twice"), ("living", "v-", plots.PINK, "living"),
                                   ("rule", "s--", plots.GREEN, "the rule")):  # fmt: skip
     marked = verdict[verdict.index.str.startswith(start)]
     axis.plot(marked["ACC lost"], marked["ASR left"], mark, color=color, label=label)
@@ -368,6 +373,7 @@ plots.show(
 tuned = learned[(learned.fine_tune == "FineTune") | (learned["like.fine_tune"] == "FineTune")].copy()
 tuned["who"] = tuned.mu.map("mu {:g}".format).where(tuned.defence == "Suspiciousness", "rule, 3 % allowed")
 tuned["who"] = tuned.who.where(tuned.rounds != 2, "twice, " + tuned.who)
+tuned["who"] = tuned.who.where(~(tuned.alive > 0), "living, " + tuned.who)
 tuned["ACC lost"] = tuned.acc_before - tuned.acc_after
 per_model = tuned.groupby(["who", "model"])[["ACC lost", "asr_after"]].mean().unstack("who")
 per_model.rename(columns={"asr_after": "ASR left"}).round(1)
