@@ -172,7 +172,7 @@ def test_a_zoo_trained_ahead_is_the_one_that_a_notebook_asks_for(
     monkeypatch.setitem(PROFILES, "quick", tiny)
     given = {"zoo_attacks": ["badnets", "blended"], "zoo_rate": 0.25, "poison_rate": 0.05, "target": 1}
     asked = orders([ORDER | given], "quick")
-    assert [name for name, _ in train(asked)] == ["clean", "badnets 25 %", "clean", "blended 25 %"]
+    assert [name for name, _ in train(asked)] == ["clean", "badnets 25 %, to 1", "clean", "blended 25 %, to 1"]
     monkeypatch.setattr(trained, "train", lambda *_: pytest.fail("it was trained ahead"))
     models = list(zoo(start(quiet=True, device="cpu", **ORDER), ["badnets", "blended"], 0.25, 1))
     assert [model.card["config"]["seed"] for model in models] == [103, 103, 104, 104]
@@ -183,7 +183,7 @@ def test_what_is_trained_ahead_is_what_a_notebook_asks_for(tmp_path: Path, monke
     monkeypatch.setitem(PROFILES, "quick", replace(PROFILES["quick"], train=64, reserved=40, test=40))
     asked = [ORDER | {"attack": "none"}, ORDER | {"attack": "blended", "poison_rate": 0.25, "target": 1}]
     ready = list(train(asked))
-    assert [name for name, _ in ready] == ["clean", "blended 25 %"] and min(seconds for _, seconds in ready) > 0
+    assert [name for name, _ in ready] == ["clean", "blended 25 %, to 1"] and min(seconds for _, seconds in ready) > 0
     monkeypatch.setattr(trained, "train", lambda *_: pytest.fail("it was trained ahead"))
     run = start(quiet=True, device="cpu", **ORDER)
     assert run.model("blended", 0.25, 1).card["history"] and run.clean_model().card["history"]
