@@ -116,7 +116,7 @@ def _points(axes: Mapping[str, Any], problems: list[str]) -> Iterator[Point]:
         (each, 0) for each in values["samples_per_class"] if "samples_per_class" in axes or "n_total" not in axes
     ]
     amounts += [(0, total) for total in values["n_total"] if total]
-    if not amounts:
+    if not amounts and values["n_total"] and values["samples_per_class"]:
         problems.append("n_total is 0, and there is no samples_per_class: no clean images are asked for")
     if not attacks:
         problems.append(f"attack is missing: none, {', '.join(TRIGGERS)}")
@@ -159,7 +159,7 @@ def _wrong(name: str, default: Any, values: list[Any]) -> Iterator[str]:
     """What is wrong with an axis' values, as far as their types and names go."""
     for value in values:
         if name in ("attack", "adaptive", "defence"):
-            if not isinstance(value, str | dict) or (isinstance(value, dict) and len(value) != 1):
+            if not _is_entry(value):
                 yield f"{value!r} is neither a name nor a mapping from one name to settings"
         elif name in _KNOWN and value not in _KNOWN[name] and not (name == "dataset" and str(value).startswith(FOLDER)):
             yield f"unknown {value!r}; known: {', '.join(filter(None, _KNOWN[name]))}"
@@ -172,9 +172,14 @@ def _wrong(name: str, default: Any, values: list[Any]) -> Iterator[str]:
         yield "a value is there twice"
 
 
+def _is_entry(value: Any) -> bool:
+    """Whether this is a name, or a mapping from one name to settings."""
+    return isinstance(value, str) or (isinstance(value, dict) and len(value) == 1)
+
+
 def _named(axis: str, entry: Any, table: Mapping[str, Any], problems: list[str]) -> list[tuple[str, Options]]:
     """An attack or a defence with each combination of its settings; nothing where `_wrong` has complained."""
-    if not isinstance(entry, str) and not (isinstance(entry, dict) and len(entry) == 1):
+    if not _is_entry(entry):
         return []
     name, settings = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
     if name not in table and (axis == "defence" or name != "none"):

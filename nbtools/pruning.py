@@ -88,8 +88,8 @@ def threshold(
     for name, score in scores.items():
         if not bool(torch.isfinite(score).all()):
             raise ValueError(f"the scores of {name} hold NaN or infinite values")
-    pruned = {name: torch.zeros_like(score, dtype=torch.bool) for name, score in scores.items()}
-    left = {name: counted[name].clone() if counted else ~pruned[name] for name in scores}
+    counted = counted or {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    left = dict(counted)
     for _ in range(rounds):
         pools = {name: score[left[name]] for name, score in scores.items()}
         if scope == "global":
@@ -97,9 +97,8 @@ def threshold(
         for name, pool in pools.items():
             # one filter, or equal scores, have no spread to stand out from; rounding of the mean must not give them one
             if len(pool) > 1 and bool(pool.amax() > pool.amin()):
-                found = left[name] & (scores[name] > pool.mean() + mu * pool.std())
-                pruned[name], left[name] = pruned[name] | found, left[name] & ~found
-    return Mask(pruned)
+                left[name] = left[name] & ~(scores[name] > pool.mean() + mu * pool.std())
+    return Mask({name: counted[name] & ~left[name] for name in scores})
 
 
 def most_suspicious(scores: dict[str, Tensor], counts: dict[str, int]) -> Mask:

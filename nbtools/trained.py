@@ -181,8 +181,9 @@ def _recipe(profile: Profile) -> Recipe:
 
 def adaptive_config(adaptive: Adaptive | None) -> dict[str, Any]:
     """What an attacker who adds to the loss adds to `model_config`: its settings, and the code of what it adds."""
-    code = source_hash(inspect.getfile(Adaptive))
-    return {"adaptive": {"attacker": repr(adaptive), "code": code}} if adaptive else {}
+    if adaptive is None:
+        return {}
+    return {"adaptive": {"attacker": repr(adaptive), "code": source_hash(inspect.getfile(Adaptive))}}
 
 
 def model_config(

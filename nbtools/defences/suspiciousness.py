@@ -41,12 +41,12 @@ class Suspiciousness:
         fold_bn: fold the batch norm into the spectral norm.
         after_relu: measure activations behind the ReLU.
         scope: mean and std over the "layer", or "global".
-        rounds: the threshold is taken so often, each time over the filters that are left; 2 for networks with many
-            filters that sleep, such as MobileNetV2 (notebook 13).
+        rounds: the threshold is taken so often, each time over the filters that are left [ours]; see notebook 12.
         alive: filters whose spectral norm is not above this share of their layer's mean are dead: they are left out of
-            mean and std, and not pruned; 0 counts all. 0.25 for networks that were trained long (notebook 13).
+            mean and std, and not pruned [ours]; 0 counts all. 0.25 for networks that were trained long, with `first`
+            False, since it can make the few living ones of a narrow layer stand out (notebook 13).
         shortcuts: prune the 1x1 convolutions on the shortcuts as well.
-        first: prune the first convolution as well.
+        first: prune the first of the prunable convolutions as well.
         fine_tune: how to fine-tune; None prunes only.
     """
 
