@@ -300,9 +300,17 @@ plots.show(
     ),
     "ASR before and after, and ACC lost, for each architecture.",
 )
-table = of_networks.pivot_table(index="who", columns="architecture", values=["asr_after", "ACC lost"], sort=False)
-table = table.rename(columns={"asr_after": "ASR left"}).round(1)
-table.reindex([*WAYS, *sorted(set(table.index) - set(WAYS))]).astype(object).fillna("")
+
+
+def lost_and_left(table, rows, columns, lost, left):
+    """Means, as "points of ACC lost / ASR left"."""
+    means = table.pivot_table(index=rows, columns=columns, values=[lost, left])
+    cells = means[lost].map("{:.1f}".format) + " / " + means[left].map("{:.1f}".format)
+    return cells.where(means[lost].notna(), "")
+
+
+print("points of ACC lost / ASR left")
+lost_and_left(of_networks, "who", "architecture", "ACC lost", "asr_after")
 
 # %% [markdown]
 # From five of the six the backdoor goes, for half a point to three points of ACC at `mu` 2. **On MobileNetV2 it stays
@@ -438,8 +446,8 @@ figure.suptitle(f"Pruning alone at mu {defence.mu:g} after trainings of differen
 plots.show(
     figure, "ASR left and ACC lost against epochs for three forms of the saliency, over all filters and the living."
 )
-table = at.pivot_table(index=["dataset", "epochs"], columns=["filters", "saliency"], values=["asr_pruned", "lost"])
-table.rename(columns={"asr_pruned": "ASR left", "lost": "ACC lost"}).round(1)
+print("points of ACC lost / ASR left")
+lost_and_left(at, ["dataset", "epochs"], ["filters", "saliency"], "lost", "asr_pruned")
 
 # %% [markdown]
 # **It is not the saliency.** Its three forms go together everywhere, although the gradients of cross-entropy fade. What
