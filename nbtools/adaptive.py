@@ -14,8 +14,8 @@ from nbtools.scores import EPSILON
 from nbtools.training import Penalty
 from nbtools.triggers import Trigger
 
-SHOWN = 32
-"""Images of each batch that a penalty is computed on, once as they are and once with the trigger."""
+SHOWN = 4
+"""One image in so many of each batch is what a penalty is computed on, once as it is and once with the trigger."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Adaptive(ABC):
         layers = layers_of(model, prunable_units(model))
 
         def penalty(images: Tensor) -> Tensor:
-            clean = images[:SHOWN]
+            clean = images[: -(-len(images) // SHOWN)]
             with torch.no_grad():
                 both = torch.cat([clean, trigger(clean)])
             total = torch.zeros((), device=images.device)

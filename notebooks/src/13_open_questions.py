@@ -124,8 +124,8 @@ rates.groupby(["rate", "who"], sort=False)[["asr_before", "asr_after", "ACC lost
 # ## 2. An attacker who has read the paper
 #
 # The attacker trains the model, so it can train *against the score*. Both of ours add a penalty to the cross-entropy of
-# each batch, computed on a few of its images with and without the trigger. Let $m_i$ be how far the trigger moves the
-# map of filter $i$, and $w_i = m_i / \sum_j m_j$ its share in the layer.
+# each batch, computed on a quarter of its images with and without the trigger. Let $m_i$ be how far the trigger moves
+# the map of filter $i$, and $w_i = m_i / \sum_j m_j$ its share in the layer.
 #
 # - **Hide** makes the filters that carry the trigger look like their neighbours: $\sum_i w_i \max(0, \log S_i -
 #   \mathrm{mean}_j \log S_j)$, with $S$ the score without saliency, $w$ held fixed. Spectral norms fall, correlations
