@@ -43,8 +43,9 @@ class Suspiciousness:
         scope: mean and std over the "layer", or "global".
         rounds: the threshold is taken so often, each time over the filters that are left [ours]; see notebook 12.
         alive: filters whose spectral norm is not above this share of their layer's mean are dead: they are left out of
-            mean and std, and not pruned [ours]; 0 counts all. 0.25 for networks that were trained long, with `first`
-            False, since it can make the few living ones of a narrow layer stand out (notebook 13).
+            mean and std, and not pruned [ours]; 0 counts all. 0.25 helped MobileNetV2 and long trainings on CIFAR-10,
+            with `first` False, since it can make the few living ones of a narrow layer stand out; it failed a test on
+            networks that it was not chosen on, and is not the default (notebook 13).
         shortcuts: prune the 1x1 convolutions on the shortcuts as well.
         first: prune the first of the prunable convolutions as well.
         fine_tune: how to fine-tune; None prunes only.

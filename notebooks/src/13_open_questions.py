@@ -457,12 +457,52 @@ lost_and_left(at, ["dataset", "epochs"], ["filters", "saliency"], "lost", "asr_p
 # network two of sixteen live; both are pruned, and the accuracy with them: the solid line at a hundred epochs is a
 # network at chance level, in which nothing is left of the backdoor either.
 #
-# Over the living, and without the first convolution, one threshold serves from 5 to 100 epochs: on CIFAR-10 fifty
-# epochs cost three points instead of ten or more, and on the easy images 4 to 8 % of the ASR are left, 21 to 24 %
-# after twenty epochs. On the ten-epoch networks of notebook 12 it does what the plain threshold does. **So it is the
-# form that held throughout**, on the networks that it was found on: the quarter and the spared layer were picked while
-# looking at their ASR, and no other training has judged them. It is not the default: all pages and tables before this
-# one were made without it. (`defend -s alive 0.25 -s first False` for a network of one's own that was trained long.)
+# Over the living, and without the first convolution, one threshold serves these networks from 5 to 100 epochs: on
+# CIFAR-10 fifty epochs cost three points instead of ten or more, and on the easy images 4 to 8 % of the ASR are left,
+# 21 to 24 % after twenty epochs. But the quarter and the spared layer were picked while looking at their ASR.
+#
+# So they were put to the test. A rule was written into `data/grids/held_out.yaml` *before* eleven other networks were
+# trained, all with seed 2: a form takes the place of the plain threshold if, over the poisoned ones, it leaves less
+# ASR on average, loses at most half a point of ACC more (on the clean one, too), and leaves at most five points of ASR
+# more on *any*. The whole defence, three draws; *twice* is `rounds=2` of notebook 12. (`mu` 2.5, for notebook 12, was
+# added to the table afterwards.)
+
+# %%
+held = published.results("held_out_width16")
+held["ACC lost"] = held.acc_before - held.acc_after
+held["who"] = held.mu.map("mu {:g}".format).where(held.rounds == 1, "twice, " + held.mu.map("mu {:g}".format))
+held["who"] = held.who.where(held.alive == 0, "living, " + held.who)
+trained = ["dataset", "architecture", "epochs", "attack"]
+means = held[held.mu != 2.5].groupby([*trained, "who"])[["ACC lost", "asr_after"]].mean().unstack("who")
+bad = means.drop("none", level="attack")
+clean_lost = means.xs("none", level="attack")["ACC lost"].iloc[0]
+conditions = pd.DataFrame(
+    {
+        "ASR left": bad["asr_after"].mean(),
+        "ACC lost": bad["ACC lost"].mean(),
+        "ACC lost, clean": clean_lost,
+        "most ASR above the plain one": bad["asr_after"].sub(bad["asr_after", "mu 2"], axis=0).max(),
+    }
+)
+plainly = conditions.loc["mu 2"]
+passed = (
+    (conditions["ASR left"] < plainly["ASR left"])
+    & (conditions["ACC lost"] <= plainly["ACC lost"] + 0.5)
+    & (conditions["ACC lost, clean"] <= plainly["ACC lost, clean"] + 0.5)
+    & (conditions["most ASR above the plain one"] <= 5)
+)
+conditions["passed"] = passed.map({True: "yes", False: "no"}).where(passed.index != "mu 2", "")
+print(conditions.round(1).to_string(), "\n\npoints of ACC lost / ASR left")
+lost_and_left(held, trained, "who", "ACC lost", "asr_after")
+
+# %% [markdown]
+# **The plain threshold stays.** On each of the nine poisoned CIFAR-10 networks the living ones leave no more ASR than
+# all filters do, on MobileNetV2 ten and forty-five points less, and over all they lose less ACC. But after fifty
+# epochs on the images made by code they leave 90 %, where the plain threshold breaks enough of the network to leave
+# 51. Taking it twice fails plainly. And one network, a PreAct-ResNet-18 with a blended trigger, keeps 98 % whatever the
+# form. **So no form of the score held throughout**; the one that looked as if it did had been chosen on the networks
+# that it was judged on. (`defend -s alive 0.25 -s first False` is there for a MobileNetV2, or a network that was
+# trained long.)
 
 # %% [markdown]
 # ## 7. Exercises
@@ -506,7 +546,7 @@ checks.same(
 #   trained against it, and the attacker loses little.
 # - Saliency and activation carry the score, correlation and sigma help a little, the square root hardly matters.
 # - After a long training the score fails, or destroys the network, with any saliency: dead filters make the living ones
-#   look guilty. Without the dead ones it holds.
+#   look guilty. Leaving the dead ones out helps on most networks, and failed the test on one of ten.
 # - It does **not** show the other defences against attackers of their own, nor the score on CIFAR-100, SVHN or GTSRB,
 #   whose files were not at hand; nor what sixty epochs at full width would change.
 #
