@@ -45,6 +45,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from IPython.display import clear_output
 
 import nbtools
 from nbtools import checks, plots
@@ -134,10 +135,18 @@ assert [row["acc_after"], row["asr_after"], row["ra_after"]] == [acc, asr, ra] a
 # > **Predict first.** Which defence leaves the least of the attack? Which one costs the most accuracy? Is any of them
 # > better than plain fine-tuning on every attack?
 
+
 # %%
-rows = compare(run, models, line_up, samples_per_class, most_per_class, draws, patience)
+def progress(line):
+    """The row that was measured last, with the time left, in place of the one before it."""
+    clear_output(wait=True)
+    print(line)
+
+
+rows = compare(run, models, line_up, samples_per_class, most_per_class, draws, patience, progress)
 rows["label"] = rows.name + rows.images.map(" ({:,})".format)  # the number of clean images, in all
 saved = run.save_rows(rows, "10_comparison")
+progress(f"{len(rows)} rows for {len(models)} models, {(rows.error != '').sum()} of them without a result")
 
 # %%
 start = pd.DataFrame({model.name: model.before.row() for model in models}).T  # before any repair
@@ -476,11 +485,9 @@ checks.same(needed, 25, "one of n held-back images weighs 100 / n points; how ma
 #   masks were the same.
 # - It does **not** show that a defence is bad: one seed, one architecture, short trainings, and our reading of each
 #   paper, with its settings and none of its authors' care. Where a paper's method is reconstructed, its row is ours.
-# - Our own default, suspiciousness, was developed while looking at ASR on models of this kind (`data/README.md` says
-#   on which). Its rows on BadNets and Blended are therefore not as blind as the others'; SIG and WaNet are the fairer
-#   test.
-# - The page as it is committed was run at `mu` 2.5, the default then. [Notebook 12](12_mu.ipynb) is why it is 2 now:
-#   on these models 18 % of ASR left for 1.8 points, instead of 28 % for 0.7 (`data/README.md`).
+# - Our own default, suspiciousness, was developed while looking at ASR on models of this kind, and its `mu` settled on
+#   these very ones (`data/README.md` says how), so its rows are not as blind as the others'. The fairer test are second
+#   and third trainings, which took no part: [notebook 12](12_mu.ipynb).
 #
 # **For the reading group**
 # 1. Which row would you trust on a model of unknown origin: the lowest mean ASR, the lowest worst ASR, or the least ACC

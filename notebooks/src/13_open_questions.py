@@ -65,9 +65,9 @@ pd.DataFrame({name: model.before.row() for name, model in models.items()}).T.rou
 # | all-to-all | `target = -1`, `nbtools.triggers.ALL_TO_ALL` |
 # | other networks | `nbtools.networks.ARCHITECTURES` |
 # | other data sets | `dataset` of a grid: `cifar100`, `svhn`, `gtsrb`, or `folder:PATH` |
-# | the tables below | `python -m nbtools sweep`, grids `open_questions.yaml` and `networks.yaml` in `data/grids` |
+# | the tables below | `python -m nbtools sweep`, `open_questions`, `networks` and `held_out` of `data/grids` |
 #
-# Sections 1 and 3 to 5 show the committed rows of two sweeps, sections 2 and 6 first compute here and then show such
+# Sections 1 and 3 to 5 show the committed rows of sweeps, sections 2 and 6 first compute here and then show such
 # rows as well: CIFAR-10, width 16, three draws of a hundred clean images, the first 2,000 test images, one training
 # of each model where nothing else is said.
 
@@ -87,6 +87,13 @@ rates = whole[whole.adaptive.isna() & (whole.target == 0) & (whole.seed == 0)]
 
 
 WAYS = ["mu 2", "mu 2.5", "rule (notebook 12)"]
+
+
+def way(table):
+    """How each row's threshold was taken, in words."""
+    who = table.mu.map("mu {:g}".format)
+    who = who.where(table.rounds != 2, "twice, " + who).where(~(table.alive > 0), "living, " + who)
+    return who.where(table.defence == "Suspiciousness", "rule (notebook 12)")
 
 
 def before_and_after(table, x, label, title):
@@ -255,10 +262,10 @@ plots.show(figure, "Heat maps of the ASR left and the ACC lost for ten defences 
 
 # %% [markdown]
 # The score is not alone with it. What looks for guilty *filters* (CLP, FMP, MNP, RNP, ANP, fine-pruning) finds them in
-# the hiding network no better, even by means that this attacker never heard of. Of what works
-# on all *weights* AWM still does, for seven to eight points of ACC, and NAD, which takes half of the accuracy along;
-# fine-tuning removes nothing from any of the three. Against Spread AWM, ANP and the score leave the least. (The rivals:
-# one draw each; ANP with 500 of its 2,000 iterations.)
+# the hiding network no better, even by means that this attacker never heard of. Of what works on all *weights* AWM
+# still does, for seven to eight points of ACC, and NAD, which takes half of the accuracy along; fine-tuning removes
+# nothing from any of the three. Against Spread AWM, ANP and the score leave the least. (The rivals: one draw each; ANP
+# with 500 of its 2,000 iterations.)
 
 # %% [markdown]
 # ## 3. All-to-all
@@ -288,9 +295,7 @@ goals.groupby(["goal", "who"], sort=False)[columns].mean().round(1)
 # %%
 networks = published.results("networks_width16")
 networks["ACC lost"] = networks.acc_before - networks.acc_after
-networks["who"] = networks.mu.map("mu {:g}".format).where(networks.defence == "Suspiciousness", "rule (notebook 12)")
-networks["who"] = networks.who.where(networks.rounds != 2, "twice, " + networks.who)
-networks["who"] = networks.who.where(~(networks.alive > 0), "living, " + networks.who)
+networks["who"] = way(networks)
 longer_or_shorter = (networks.defence == "Suspiciousness") & networks.fine_tune.isna()  # section 6's rows
 of_networks = pd.concat([plain, networks[~longer_or_shorter]])
 of_networks["network"] = of_networks.architecture.str.replace("_", "\n")
@@ -470,17 +475,15 @@ lost_and_left(at, ["dataset", "epochs"], ["filters", "saliency"], "lost", "asr_p
 # %%
 held = published.results("held_out_width16")
 held["ACC lost"] = held.acc_before - held.acc_after
-held["who"] = held.mu.map("mu {:g}".format).where(held.rounds == 1, "twice, " + held.mu.map("mu {:g}".format))
-held["who"] = held.who.where(held.alive == 0, "living, " + held.who)
-trained = ["dataset", "architecture", "epochs", "attack"]
-means = held[held.mu != 2.5].groupby([*trained, "who"])[["ACC lost", "asr_after"]].mean().unstack("who")
+held["who"] = way(held)
+network = ["dataset", "architecture", "epochs", "attack"]
+means = held[held.mu != 2.5].groupby([*network, "who"])[["ACC lost", "asr_after"]].mean().unstack("who")
 bad = means.drop("none", level="attack")
-clean_lost = means.xs("none", level="attack")["ACC lost"].iloc[0]
 conditions = pd.DataFrame(
     {
         "ASR left": bad["asr_after"].mean(),
         "ACC lost": bad["ACC lost"].mean(),
-        "ACC lost, clean": clean_lost,
+        "ACC lost, clean": means.xs("none", level="attack")["ACC lost"].iloc[0],
         "most ASR above the plain one": bad["asr_after"].sub(bad["asr_after", "mu 2"], axis=0).max(),
     }
 )
@@ -493,7 +496,7 @@ passed = (
 )
 conditions["passed"] = passed.map({True: "yes", False: "no"}).where(passed.index != "mu 2", "")
 print(conditions.round(1).to_string(), "\n\npoints of ACC lost / ASR left")
-lost_and_left(held, trained, "who", "ACC lost", "asr_after")
+lost_and_left(held, network, "who", "ACC lost", "asr_after")
 
 # %% [markdown]
 # **The plain threshold stays.** On each of the nine poisoned CIFAR-10 networks the living ones leave no more ASR than
