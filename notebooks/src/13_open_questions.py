@@ -235,10 +235,11 @@ attackers.groupby(["attacker", "who"], sort=False)[columns].mean().round(1)
 
 # %% [markdown]
 # **Hide evades the score.** After the repair its ASR is what it was before, at either threshold and with the rule, in
-# two trainings, and with a tenth of the weight as well; the attacker pays with two points of ACC and no ASR. The score
-# reads norms, activations and correlations off a network, and whoever trains the network writes them. Spread never
-# looked at the score: it leaves several times the plain attacker's ASR, for less than a point of ACC. So all that this
-# series says about the score holds for attackers who do not know it.
+# two trainings, and with a tenth of the weight as well; the attacker pays with two points of ACC and no ASR. A
+# hundredth of the weight hides nothing. The score reads norms, activations and correlations off a network, and whoever
+# trains the network writes them. Spread never looked at the score: in two trainings it leaves several times the plain
+# attacker's ASR, for less than a point of ACC. So all that this series says about the score holds for attackers who do
+# not know it.
 #
 # > **Predict first.** Neither attacker knows anything of the other defences. Which of them still removes what the
 # > score can't see: those that prune, or those that learn the weights anew?
