@@ -280,7 +280,7 @@ ratios.assign(**{"cut short": [name in cut_short for name in claimed]}).round(2)
 # And seconds with few images flatter whatever trains for epochs: its time grows with the images, that of ANP hardly
 # does. Memory is what the defence took at its highest; on a CPU it is a lower bound, and who comes first finds no block
 # to use again. (A row that was found again in the cache carries the seconds of the run that measured it: they compare
-# only as far as the machine was as idle then.)
+# only as far as the machine was as idle then. On the committed page the rivals were measured two at a time.)
 
 # %% [markdown]
 # ## 5. Where there is nothing to repair
@@ -486,8 +486,8 @@ checks.same(needed, 25, "one of n held-back images weighs 100 / n points; how ma
 # - It does **not** show that a defence is bad: one seed, one architecture, short trainings, and our reading of each
 #   paper, with its settings and none of its authors' care. Where a paper's method is reconstructed, its row is ours.
 # - Our own default, suspiciousness, was developed while looking at ASR on models of this kind, and its `mu` settled on
-#   these very ones (`data/README.md` says how), so its rows are not as blind as the others'. The fairer test are second
-#   and third trainings, which took no part: [notebook 12](12_mu.ipynb).
+#   these very ones (`data/README.md` says how), so its rows are not as blind as the others'. The fairer tests are
+#   second and third trainings, which took no part: [notebook 12](12_mu.ipynb).
 #
 # **For the reading group**
 # 1. Which row would you trust on a model of unknown origin: the lowest mean ASR, the lowest worst ASR, or the least ACC
