@@ -82,7 +82,7 @@ def run_one(
                 cwd=folder,
             )
         facts = stamp.make_stamp(profile, merged, notebooks.source_hash(script), time.monotonic() - started)
-        stamp.finish(executed, facts)
+        stamp.finish(executed, facts, values)
         _replace(out / f"{stem}.html", html(executed, stem))
         _replace(out / f"{stem}.ipynb", _json(executed))
         partial.unlink()

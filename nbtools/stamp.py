@@ -38,16 +38,20 @@ def make_stamp(profile: str, parameters: Mapping[str, Any], sha256: str, seconds
     }
 
 
-def stamp_line(stamp: Mapping[str, Any]) -> str:
-    """Return the stamp as one line of Markdown."""
+def stamp_line(stamp: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """Return the stamp as one line of Markdown, with the parameters that differed from the notebook's own."""
+    given = "".join(f", `{name} = {value!r}`" for name, value in values.items() if name != "profile")
     return (
-        f"*Run with profile {stamp['profile']} on {stamp['hardware']}, in {stamp['seconds']:.0f} s; "
+        f"*Run with profile {stamp['profile']}{given} on {stamp['hardware']}, in {stamp['seconds']:.0f} s; "
         f"Python {stamp['versions']['python']}, torch {stamp['versions']['torch']}; {stamp['date']}.*"
     )
 
 
-def finish(notebook: Any, stamp: Mapping[str, Any]) -> None:
-    """Take papermill's and the kernel's traces out of an executed notebook, in place, and put the stamp in."""
+def finish(notebook: Any, stamp: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Take papermill's and the kernel's traces out of an executed notebook, in place, and put the stamp in.
+
+    values: the parameters that differed from the notebook's own.
+    """
     import nbformat
 
     spec = notebook.metadata.get("kernelspec", {})
@@ -62,7 +66,7 @@ def finish(notebook: Any, stamp: Mapping[str, Any]) -> None:
             cell.metadata.tags = tags
         if "injected-parameters" in tags:
             cell.id = f"{number:03d}-injected"
-    last = nbformat.v4.new_markdown_cell(stamp_line(stamp), id="stamp", metadata={"tags": ["stamp"]})
+    last = nbformat.v4.new_markdown_cell(stamp_line(stamp, values), id="stamp", metadata={"tags": ["stamp"]})
     notebook.cells.append(last)
 
 
@@ -85,10 +89,23 @@ def hidden_places(out: Path) -> dict[str, str]:
 
 
 def scrub(notebook: Any, places: Mapping[str, str]) -> None:
-    """Make an executed notebook's outputs fit to be committed, in place: no folders of this machine, no widgets.
+    """Make an executed notebook fit to be committed, in place.
+
+    Its outputs name no folder of this machine and hold no widget. The cell with the run's parameters goes: it would pin
+    the profile for whoever opens the notebook and runs all cells; the stamp tells the values, and cells are counted
+    without it.
 
     places: what must not stand there and what to write instead, longest first.
     """
+    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    number = 0
+    for cell in notebook.cells:  # as Run All will count them
+        if cell.get("execution_count"):
+            number += 1
+            cell.execution_count = number
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output.execution_count = number
     for cell in notebook.cells:
         outputs = [output for output in cell.get("outputs", []) if WIDGET_VIEW not in output.get("data", {})]
         if cell.cell_type == "code":

@@ -115,6 +115,7 @@ def test_notebook_equals_its_script(source: Path) -> None:
 def test_committed_output_is_clean(source: Path) -> None:
     notebook = json.loads(notebooks.committed_path(source).read_text(encoding="utf-8"))
     assert set(notebook["metadata"]) == {"kernelspec", "language_info", "nbtools"}
+    assert not any("injected-parameters" in cell["metadata"].get("tags", []) for cell in notebook["cells"])
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     assert [output["ename"] for output in outputs if output["output_type"] == "error"] == []
     assert not any("widget" in kind for output in outputs for kind in output.get("data", {}))
