@@ -12,7 +12,7 @@ __all__ = ["__version__", "start"]
 
 def __getattr__(name: str) -> object:
     if name == "start":  # imported when asked for: `python -m nbtools --help` needs no torch
-        from nbtools.experiments import start
+        from nbtools.lab.experiments import start
 
         return start
     raise AttributeError(f"module 'nbtools' has no attribute {name!r}")

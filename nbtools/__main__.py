@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nbtools.options import Numbers, Size
+from nbtools.defend.options import Numbers, Size
 
 
 class Refused(click.ClickException):
@@ -54,9 +54,9 @@ def run(
     python -m nbtools run                                  the whole series
     python -m nbtools run 06 --profile laptop -p mu 2.5    one notebook, one parameter changed
     """
-    from nbtools import notebooks
-    from nbtools.run import new_folder, run_series
-    from nbtools.run import plan as make_plan
+    from nbtools.series import notebooks
+    from nbtools.series.run import new_folder, run_series
+    from nbtools.series.run import plan as make_plan
 
     _settle_folders(data)
     try:
@@ -149,7 +149,7 @@ def defend(**given: Any) -> None:
         from nbtools.defend.card import Request
         from nbtools.defend.command import defend as repair
         from nbtools.defend.command import prepare
-        from nbtools.training import DivergedError
+        from nbtools.networks.training import DivergedError
 
         if given["device"] == "cuda" and not torch.cuda.is_available():
             raise click.UsageError("--device cuda: this machine has no GPU that PyTorch can use")
@@ -209,19 +209,20 @@ def sweep(
     samples_per_class: [1, 10]
     draw: 0..9
     """
-    from nbtools import notebooks
+    from nbtools.series import notebooks
     from nbtools.settings import PROFILES
 
     _settle_folders(data)
     try:
         if profile is not None and profile not in PROFILES:
             raise ValueError(notebooks.known("profile", profile, PROFILES))
-        from nbtools import axes, pages
-        from nbtools.estimate import estimate
-        from nbtools.grid import Point
-        from nbtools.store import Store
-        from nbtools.sweep import Scale, lanes
-        from nbtools.sweep import sweep as work
+        from nbtools.lab import grids as axes
+        from nbtools.lab.estimate import estimate
+        from nbtools.lab.points import Point
+        from nbtools.lab.store import Store
+        from nbtools.lab.sweep import Scale, lanes
+        from nbtools.lab.sweep import sweep as work
+        from nbtools.series import pages
 
         if notebook is None:
             asked = axes.read(grid, profile or "")
@@ -247,7 +248,7 @@ def sweep(
 @main.command()
 def doctor() -> None:
     """Say what this machine has: Python, packages, device, data, cache, disk."""
-    from nbtools.doctor import examine, table
+    from nbtools.series.doctor import examine, table
 
     rows = examine()
     click.echo(table(rows))
@@ -258,7 +259,7 @@ def doctor() -> None:
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=1), help="Timings per median.")
 def bench(repeats: int) -> None:
     """Measure the package's fast paths against their plain forms, side by side."""
-    from nbtools.bench import main as measure
+    from nbtools.lab.bench import main as measure
 
     measure(repeats)
 

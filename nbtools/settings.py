@@ -1,16 +1,36 @@
-"""Profiles, device and seeding. A profile sets the scale of a run, never what is studied."""
+"""Profiles, device, seeding, and where things lie. A profile sets the scale of a run, never what is studied.
+
+torch is imported where it is needed: a call that is refused should not wait for it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The folder that holds the package: of a checkout, where there is one."""
+
+CIFAR10 = "cifar-10-batches-py"
+"""The folder that CIFAR-10 is found by."""
 
 STRIDES = (1, 1, 2, 2, 2)
 """Of the stem and the four stages of a CIFAR ResNet."""
+
+MIN_WIDTH = 16
+"""Channels that a network of the series must have in its first stage."""
+
+STAMPED_PACKAGES = ("torch", "torchvision", "nbtools")
+"""Their versions stand on a result."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +39,7 @@ class Profile:
 
     Args:
         name: its name in `PROFILES`.
-        dataset: a name in `nbtools.datasets.DATASETS`.
+        dataset: a name in `nbtools.data.datasets.DATASETS`.
         train: images to train on; reserved: for the defender; test: for the evaluator.
         width: channels of the ResNet's first stage (64 is the standard network).
         epochs: training epochs.
@@ -29,7 +49,7 @@ class Profile:
         lr: the training's highest learning rate.
         weight_decay: of the training.
         padding: pixels by which the training's random crop may shift an image.
-        strides: of the stem and the four stages; see `nbtools.networks.ResNet18`.
+        strides: of the stem and the four stages; see `nbtools.networks.architectures.ResNet18`.
         threads: of the CPU; 0 is as many as torch chooses. Sums in another order make another model, so one thread
             gives the same model on any number of cores.
         glance: test images for each of the many points of a sweep, and of what is quoted from one; else it is all.
@@ -153,13 +173,28 @@ def get_profile(name: str) -> Profile:
     return PROFILES[name]
 
 
-def default_profile() -> str:
-    """`paper` where there is a GPU, else `quick`."""
-    return "paper" if torch.cuda.is_available() else "quick"
+def data_places(data: Path | None = None) -> list[Path]:
+    """The folders in which data sets are searched, in order: `data`, `NBTOOLS_DATA`, `data/` of the checkout."""
+    given = os.environ.get("NBTOOLS_DATA")
+    return [*([Path(data)] if data else []), *([Path(given)] if given else []), ROOT / "data"]
+
+
+def default_profile(data: Path | None = None) -> str:
+    """`paper` where there are a GPU and CIFAR-10, else `quick`, which needs neither.
+
+    Args:
+        data: a folder that is searched first.
+    """
+    import torch
+
+    there = torch.cuda.is_available() and any((place / CIFAR10).exists() for place in data_places(data))
+    return "paper" if there else "quick"
 
 
 def default_device() -> torch.device:
     """The first GPU where there is one, else the CPU."""
+    import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -169,11 +204,15 @@ def has_bf16(device: torch.device) -> bool:
     Some CPUs compute bf16 as well, others only emulate it. From one seed they would train other models, in profile
     quick such different ones that what a notebook shows on one kind is not there on the other.
     """
+    import torch
+
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def hardware(device: torch.device | None = None) -> str:
     """The processor's name, as a stamp on a result carries it."""
+    import torch
+
     device = device or default_device()
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -187,6 +226,8 @@ def hardware(device: torch.device | None = None) -> str:
 
 def seed_everything(seed: int) -> None:
     """Seed torch's global generators (initial weights); everything else draws from generators of its own."""
+    import torch
+
     torch.manual_seed(seed)
 
 
@@ -201,3 +242,16 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 << 20)):
             mallopt(option, value)
+
+
+def package_version(name: str) -> str:
+    """A package's installed version, or "missing"."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of `STAMPED_PACKAGES`, as a stamp on a result carries them."""
+    return {"python": platform.python_version()} | {name: package_version(name) for name in STAMPED_PACKAGES}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from papermill.translators import PythonTranslator
 
-from nbtools import notebooks
+from nbtools.series import notebooks
 
 ROOT = Path(__file__).parent.parent
 SOURCES = notebooks.find_sources(ROOT / "notebooks" / "src")

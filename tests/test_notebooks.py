@@ -9,7 +9,7 @@ from typing import NamedTuple
 import nbformat
 import pytest
 
-from nbtools import notebooks
+from nbtools.series import notebooks
 
 ROOT = Path(__file__).parent.parent
 SOURCES = notebooks.find_sources(ROOT / "notebooks" / "src")

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from nbtools import settings
-from nbtools.datasets import DATASETS
-from nbtools.networks import MIN_WIDTH, make_model
-from nbtools.parameters import CLASSES, LIMITS, check_parameters
+from nbtools.attacker.triggers import TRIGGERS
+from nbtools.data.datasets import DATASETS
+from nbtools.data.shapes import CLASSES as SHAPES_CLASSES
+from nbtools.data.sources import CIFAR10_CLASSES
+from nbtools.lab.parameters import CLASSES, RANGES, check_parameters, target_range
+from nbtools.networks.architectures import MIN_WIDTH, make_model
+from nbtools.networks.training import Recipe
 from nbtools.settings import PROFILES, default_device, default_profile, get_profile, hardware, has_bf16, keep_memory
-from nbtools.shapes import CLASSES as SHAPES_CLASSES
-from nbtools.sources import CIFAR10_CLASSES
-from nbtools.training import Recipe
-from nbtools.triggers import TRIGGERS
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -143,7 +143,10 @@ def test_good_parameters_pass(parameters: Mapping[str, Any]) -> None:
 def test_a_parameter_out_of_range_is_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError, match="is out of range") as refusal:
         check_parameters({name: value})
-    assert str(refusal.value) == f"{name}={value!r} is out of range: {LIMITS[name][1]}"
+    assert (
+        str(refusal.value)
+        == f"{name}={value!r} is out of range: {RANGES[name].said if name in RANGES else target_range(CLASSES).said}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +172,7 @@ def test_every_data_set_has_as_many_classes_as_the_limits_say(profile: str) -> N
 def test_each_of_a_list_of_attacks_is_checked() -> None:
     check_parameters({"attacks": []})
     check_parameters({"attacks": list(TRIGGERS)})
-    with pytest.raises(ValueError, match="unknown attacks 'trojan'; known: badnets, blended, sig, wanet"):
+    with pytest.raises(ValueError, match=r"There is no attack 'trojan'. Known: badnets, blended, sig, wanet"):
         check_parameters({"attacks": ["badnets", "trojan"]})
     assert all({*profile.attacks, *profile.zoo_attacks} <= set(TRIGGERS) for profile in PROFILES.values())
     assert all(profile.zoo_attacks for profile in PROFILES.values())
@@ -178,12 +181,12 @@ def test_each_of_a_list_of_attacks_is_checked() -> None:
 @pytest.mark.parametrize(("name", "known"), [("profile", PROFILES), ("attack", TRIGGERS), ("hard_attack", TRIGGERS)])
 @pytest.mark.parametrize("value", ["badnet", "none"])
 def test_an_unknown_name_is_refused_with_the_known_ones(name: str, known: Mapping[str, object], value: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown {name} '{value}'; known: {', '.join(known)}"):
+    with pytest.raises(ValueError, match=f"There is no {name} '{value}'.*Known: {', '.join(known)}"):
         check_parameters({name: value})
 
 
 def test_a_second_attack_may_be_left_to_the_profile() -> None:
     check_parameters({"hard_attack": "", "profile": "quick"})
     assert PROFILES["quick"].hard_attack == "" and PROFILES["laptop"].hard_attack in TRIGGERS
-    with pytest.raises(ValueError, match="unknown attack ''"):
+    with pytest.raises(ValueError, match="There is no attack ''"):
         check_parameters({"attack": ""})

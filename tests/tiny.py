@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import DenseNet, MobileNetV2, vgg
 
-from nbtools.images import Images
-from nbtools.models import prunable_units
-from nbtools.networks import Normalise, make_model
-from nbtools.pruning import Mask
+from nbtools.data.images import Images
+from nbtools.defender.pruning import Mask
+from nbtools.networks.architectures import Normalise, make_model
+from nbtools.networks.units import prunable_units
 
 CLASSES = ("red", "green", "blue", "grey")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,16 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbtools.defences import Defence, Repair
+from nbtools.data.folder import Folder
+from nbtools.data.images import Images
 from nbtools.defend.checkpoint import Checkpoint
 from nbtools.defend.findings import compared, warnings_of
 from nbtools.defend.fitting import Fitted
-from nbtools.defend.folder import Folder
 from nbtools.defend.report import verdict
-from nbtools.images import Images
-from nbtools.models import prunable_units
-from nbtools.settings import hardware
-from nbtools.stamp import STAMPED_PACKAGES, package_version
+from nbtools.defender import Defence, Repair
+from nbtools.networks.units import prunable_units
+from nbtools.settings import hardware, versions
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ def make_card(
             *others,
         ],
         "notes": [*fitted.notes, *copied, *job.folder.notes],
-        "versions": {"python": platform.python_version()} | {name: package_version(name) for name in STAMPED_PACKAGES},
+        "versions": versions(),
         "hardware": hardware(job.held.images.device),
     }
     return {**card, "verdict": verdict(card)}

@@ -15,18 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbtools.defences.learning import Validation, check_inputs
-from nbtools.defend.architectures import check_arch
+from nbtools.data.folder import read_folder
 from nbtools.defend.card import Job, Request, make_card
 from nbtools.defend.checkpoint import Checkpoint, in_form_of, read
-from nbtools.defend.choices import make_defence
 from nbtools.defend.figures import score_figure
 from nbtools.defend.findings import detector, read_references, right
 from nbtools.defend.fitting import Fitted, fit
-from nbtools.defend.folder import read_folder
+from nbtools.defend.kinds import check_arch
 from nbtools.defend.report import page
-from nbtools.models import check_finite, prunable_units
+from nbtools.defender.choices import make_defence
+from nbtools.defender.learning import Validation, check_inputs
+from nbtools.networks.units import check_finite, prunable_units
 from nbtools.settings import default_device
+from nbtools.values import parse
 
 ENDINGS = {"torch": (".pt", ".pth", ".ckpt", ".bin", ".tar"), "safetensors": (".safetensors",)}
 
@@ -39,7 +40,7 @@ def prepare(request: Request) -> Job:
     """
     outputs = _outputs(request)
     check_arch(request.arch, request.strides)
-    defence = make_defence(request.defence, request.settings)
+    defence = make_defence(request.defence, [(name, parse(text)) for name, text in request.settings])
     if not 0 < request.held_back < 1:
         raise ValueError(f"--held-back is a share of each class's images, above 0 and below 1, got {request.held_back}")
     split = Validation(share=request.held_back).split

@@ -11,8 +11,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from nbtools.plots import BLUE, GREY, PRUNED
-from nbtools.pruning import Mask
+from nbtools.defender.pruning import Mask
+
+BLUE, PRUNED, GREY = "#0173b2", "#d55e00", "#949494"
+"""Of the series' figures, and of the page's style."""
 
 
 def score_figure(

@@ -13,11 +13,11 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from nbtools.detection import detector_statistic, judge
-from nbtools.evaluation import wilson
-from nbtools.images import Images, to_floats
-from nbtools.magnitude import magnitude_saliency
-from nbtools.pruning import Mask
+from nbtools.data.images import Images, to_floats
+from nbtools.defender.detection import detector_statistic, judge
+from nbtools.defender.magnitude import magnitude_saliency
+from nbtools.defender.pruning import Mask
+from nbtools.evaluator.evaluation import wilson
 
 FEW_HELD_BACK, FEW_PER_CLASS = 100, 10
 MUCH_PRUNED, MUCH_OF_A_LAYER = 0.1, 0.5

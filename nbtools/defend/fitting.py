@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbtools.defend.architectures import KINDS, Shapes, check_arch
-from nbtools.networks import MEAN, STD, Normalise
+from nbtools.defend.kinds import KINDS, Shapes, check_arch
+from nbtools.networks.architectures import MEAN, STD, Normalise
 from nbtools.settings import STRIDES
 
 PREFIX = re.compile(r"(?:(?:module|_orig_mod|backbone|model|net|network|encoder|ema_model|\d+)\.)+")

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from nbtools.defend.style import STYLE
-from nbtools.doctor import readable
+from nbtools.wording import readable
 
 Card = Mapping[str, Any]
 ALL_LAYERS = 24

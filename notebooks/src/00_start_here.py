@@ -41,10 +41,10 @@ import pandas as pd
 import torch
 
 import nbtools
-from nbtools import checks, plots
-from nbtools.evaluation import Evaluator, predict
-from nbtools.images import draw_clean
-from nbtools.triggers import BadNets, stamp
+from nbtools.attacker.triggers import BadNets, stamp
+from nbtools.data.images import draw_clean
+from nbtools.evaluator.evaluation import Evaluator, predict
+from nbtools.series import checks, plots
 
 plots.style()
 run = nbtools.start(profile, width=width, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
@@ -57,11 +57,11 @@ print(f"the model: {poisoned.name}, target class {target} ({run.splits.test.clas
 #
 # | in the papers | here |
 # |---|---|
-# | trigger, $x \mapsto t(x)$ | `nbtools.triggers.BadNets` and its kin, called on a batch in $[0, 1]$ |
-# | ACC, ASR, RA | `nbtools.evaluation.Evaluator`, here `poisoned.evaluate`; each with a Wilson interval |
-# | suspiciousness score $S_i$ | `nbtools.scores.suspiciousness` |
-# | $S_i > \mathrm{mean}_l + \mu \cdot \mathrm{std}_l$ | `nbtools.pruning.threshold` |
-# | pruning and fine-tuning | `nbtools.defences.Suspiciousness`, called on a model and clean images |
+# | trigger, $x \mapsto t(x)$ | `nbtools.attacker.triggers.BadNets` and its kin, called on a batch in $[0, 1]$ |
+# | ACC, ASR, RA | `nbtools.evaluator.evaluation.Evaluator`, here `poisoned.evaluate`; each with a Wilson interval |
+# | suspiciousness score $S_i$ | `nbtools.defender.score.suspiciousness` |
+# | $S_i > \mathrm{mean}_l + \mu \cdot \mathrm{std}_l$ | `nbtools.defender.pruning.threshold` |
+# | pruning and fine-tuning | `nbtools.defender.Suspiciousness`, called on a model and clean images |
 
 # %% [markdown]
 # ## 1. One patch
@@ -82,7 +82,7 @@ test = run.splits.test
 one_each = draw_clean(test, samples_per_class=1, seed=seed)
 one_each = one_each.subset(one_each.labels != target)  # an image of the target class has nothing to lose
 assert torch.equal(white_square(one_each.floats()), BadNets()(one_each.floats()))
-print("three lines here and nbtools.triggers.BadNets give the same images")
+print("three lines here and nbtools.attacker.triggers.BadNets give the same images")
 
 # %% [markdown]
 # > **Predict first.** The upper row below is clean, the lower row is the same images under the trigger. What will the
@@ -137,7 +137,7 @@ on_few = Evaluator(few, poisoned.trigger, target)  # the evaluator, holding thes
 few_before = on_few(poisoned.model)
 for name, hit in hits.items():
     assert abs(100 * float(hit.double().mean()) - getattr(few_before, name)) < 1e-9
-print("three lines here and nbtools.evaluation.Evaluator give the same numbers")
+print("three lines here and nbtools.evaluator.evaluation.Evaluator give the same numbers")
 
 # %%
 cells = {
@@ -174,7 +174,7 @@ pd.DataFrame(cells).T
 # > what the trigger looks like. How far can ASR come down, and what will it cost in ACC?
 
 # %%
-from nbtools.defences import Suspiciousness
+from nbtools.defender import Suspiciousness
 
 clean = run.draw(samples_per_class, draw=draw)
 defence = Suspiciousness()
@@ -214,8 +214,8 @@ pd.DataFrame(repair.history).round(4)
 # %%
 import copy
 
-from nbtools.models import layers_of, prunable_units
-from nbtools.pruning import pruned_copy
+from nbtools.defender.pruning import pruned_copy
+from nbtools.networks.units import layers_of, prunable_units
 
 by_hand = copy.deepcopy(poisoned.model)
 for unit, _, bn in layers_of(by_hand, prunable_units(by_hand)):
@@ -225,7 +225,7 @@ for unit, _, bn in layers_of(by_hand, prunable_units(by_hand)):
 pruned_only = pruned_copy(poisoned.model, repair.mask)
 with torch.no_grad():
     assert torch.equal(by_hand(one_each.floats()), pruned_only(one_each.floats()))
-print(f"four lines here and nbtools.pruning give the same network, {repair.mask.count} filters lighter")
+print(f"four lines here and nbtools.defender.pruning give the same network, {repair.mask.count} filters lighter")
 
 # %% [markdown]
 # Where did it prune? Every layer is judged by itself, so a layer of a hundred filters and a layer of sixteen each give
@@ -351,7 +351,7 @@ plots.show(
 #
 # **Get the data.** `quick` needs none. CIFAR-10 is never downloaded unless you ask; it is found under `NBTOOLS_DATA`,
 # under `--data`, or in `data/`. Three ways to get it stand in `data/README.md`; the shortest is
-# `nbtools.datasets.load("cifar10", download=True)`.
+# `nbtools.data.datasets.load("cifar10", download=True)`.
 #
 # **How honest the formulas are.** A formula marked [paper] is stated by the paper, one marked [ours] is our
 # reconstruction, where the paper's text could not be read. The four components of the suspiciousness score, the square
@@ -404,7 +404,7 @@ checks.same(third_after, rest[1], "the same with the repaired network's answers"
 # %%
 rating = ...  # your answer
 
-from nbtools.evaluation import der
+from nbtools.evaluator.evaluation import der
 
 checks.same(rating, der(poisoned.before, after), "falls are before minus after, as shares in [0, 1]; then times 100")
 

@@ -46,10 +46,10 @@ import torch
 import torch.nn.functional as F
 
 import nbtools
-from nbtools import checks, plots
-from nbtools.evaluation import predict, wilson
-from nbtools.images import draw_clean, to_bytes, to_floats
-from nbtools.triggers import SIG, BadNets, Blended, WaNet, stamp
+from nbtools.attacker.triggers import SIG, BadNets, Blended, WaNet, stamp
+from nbtools.data.images import draw_clean, to_bytes, to_floats
+from nbtools.evaluator.evaluation import predict, wilson
+from nbtools.series import checks, plots
 
 plots.style()
 run = nbtools.start(profile, width=width, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
@@ -63,12 +63,12 @@ test, classes = run.splits.test, run.splits.test.classes
 #
 # | in the papers | here |
 # |---|---|
-# | $t(x) = (1 - m) \odot x + m \odot p$, a patch $p$ under a mask $m$ | `nbtools.triggers.BadNets` |
-# | $t(x) = (1 - \alpha) x + \alpha p$ | `nbtools.triggers.Blended` |
-# | $t(x) = \mathrm{clip}(x + \delta \sin(2 \pi j f / w))$ | `nbtools.triggers.SIG` |
-# | $t(x) = W_B(x)$, a warp | `nbtools.triggers.WaNet` |
-# | poisoning, poison rate $\rho$ | `nbtools.poisoning.poison`, here `run.poisoned` |
-# | ACC, ASR, RA | `nbtools.evaluation.Evaluator`, here `poisoned.evaluate` |
+# | $t(x) = (1 - m) \odot x + m \odot p$, a patch $p$ under a mask $m$ | `nbtools.attacker.triggers.BadNets` |
+# | $t(x) = (1 - \alpha) x + \alpha p$ | `nbtools.attacker.triggers.Blended` |
+# | $t(x) = \mathrm{clip}(x + \delta \sin(2 \pi j f / w))$ | `nbtools.attacker.triggers.SIG` |
+# | $t(x) = W_B(x)$, a warp | `nbtools.attacker.triggers.WaNet` |
+# | poisoning, poison rate $\rho$ | `nbtools.attacker.poisoning.poison`, here `run.poisoned` |
+# | ACC, ASR, RA | `nbtools.evaluator.evaluation.Evaluator`, here `poisoned.evaluate` |
 
 # %% [markdown]
 # ## 1. The images
@@ -143,7 +143,7 @@ for (name, trigger), by_hand in zip(triggers.items(), (badnets, blended, sig, wa
     change = (trigger(sample) - sample).abs()
     touched = (change.amax(1) > 1 / 255).double().mean()
     print(f"{name:<8} changes {100 * touched:5.1f} % of the pixels, by up to {255 * change.max():3.0f} of 255 levels")
-print("each function here and its namesake in nbtools.triggers give the same images")
+print("each function here and its namesake in nbtools.attacker.triggers give the same images")
 
 # %% [markdown]
 # > **Predict first.** At their normal size, which of the four would you notice on an image that you see for the first
@@ -507,7 +507,7 @@ plots.show(figure, "Two heat maps over the image: ASR for each position of the t
 # > **Predict first** (you may have written it down in notebook 00). What does the repair cost when nothing is there?
 
 # %%
-from nbtools.defences import Suspiciousness
+from nbtools.defender import Suspiciousness
 
 pair = (poisoned, clean_twin)
 rows = [run.defend(model, Suspiciousness(), samples_per_class, draw=draw) for model in pair]

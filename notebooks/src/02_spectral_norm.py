@@ -38,10 +38,10 @@ import pandas as pd
 import torch
 
 import nbtools
-from nbtools import checks, plots
-from nbtools.evaluation import agreement, tac
-from nbtools.images import draw_clean
-from nbtools.models import layers_of, prunable_units
+from nbtools.data.images import draw_clean
+from nbtools.evaluator.agreement import agreement, tac
+from nbtools.networks.units import layers_of, prunable_units
+from nbtools.series import checks, plots
 
 plots.style()
 run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
@@ -57,9 +57,9 @@ pd.DataFrame({model.name: model.before.row() for model in (poisoned, clean_twin)
 # |---|---|
 # | $W_i$, filter $i$ of a layer, $C_{in} \times k \times k$ | `conv.weight[i]` |
 # | $\gamma_i, \sigma^2_i$ of the batch norm behind it | `bn.weight[i]`, `bn.running_var[i]` |
-# | $\sigma_i$, the spectral norm | `nbtools.scores.spectral_norms` |
-# | $\mathrm{mean}_l + \mu \cdot \mathrm{std}_l$ | `nbtools.pruning.threshold` |
-# | TAC, trigger-activated change | `nbtools.evaluation.tac`, the evaluator's |
+# | $\sigma_i$, the spectral norm | `nbtools.defender.components.spectral_norms` |
+# | $\mathrm{mean}_l + \mu \cdot \mathrm{std}_l$ | `nbtools.defender.pruning.threshold` |
+# | TAC, trigger-activated change | `nbtools.evaluator.agreement.tac`, the evaluator's |
 
 # %% [markdown]
 # ## 1. The loudest answer that a filter can give
@@ -125,7 +125,7 @@ def spectral_norms_batched(conv: torch.nn.Conv2d, bn: torch.nn.BatchNorm2d) -> t
     return torch.linalg.eigvalsh(gram)[:, -1].sqrt() * factor
 
 
-from nbtools.scores import spectral_norms
+from nbtools.defender.components import spectral_norms
 
 sigma = {model.name: spectral_norms(model.model) for model in (poisoned, clean_twin)}
 for unit, conv, bn in layers_of(poisoned.model, units):
@@ -134,7 +134,7 @@ for unit, conv, bn in layers_of(poisoned.model, units):
             spectral_norms_batched(conv, bn).double(), sigma[poisoned.name][unit.conv], rtol=1e-4, atol=1e-6
         )
 torch.testing.assert_close(sigma_first, sigma[poisoned.name][first.conv], rtol=1e-5, atol=1e-7)
-print(f"the loop, the batched call and nbtools.scores.spectral_norms agree on {len(units)} layers")
+print(f"the loop, the batched call and nbtools.defender.components.spectral_norms agree on {len(units)} layers")
 
 # %% [markdown]
 # ## 3. Do the loud filters carry the backdoor?
@@ -185,7 +185,7 @@ print(f"a random ranking would hold {10 * deep.chance.mean():.1f}")
 # > **Predict first.** What happens to the clean accuracy at `mu = 1.5`: nothing, a few points, or a wreck?
 
 # %%
-from nbtools.pruning import pruned_copy, threshold
+from nbtools.defender.pruning import pruned_copy, threshold
 
 rows = []
 for model in (poisoned, clean_twin):

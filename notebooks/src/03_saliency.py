@@ -50,10 +50,10 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.stats import spearmanr
 
 import nbtools
-from nbtools import checks, plots
-from nbtools.evaluation import agreement, stability, tac
-from nbtools.images import draw_clean
-from nbtools.models import layers_of, prunable_units
+from nbtools.data.images import draw_clean
+from nbtools.evaluator.agreement import agreement, stability, tac
+from nbtools.networks.units import layers_of, prunable_units
+from nbtools.series import checks, plots
 
 plots.style()
 run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
@@ -68,11 +68,11 @@ pd.DataFrame(before).T.round(1)
 # %% [markdown]
 # | in the paper, and on this page | here |
 # |---|---|
-# | $\ell(F(x), y)$, the loss of a clean image | `nbtools.saliency.saliency_loss`, in three forms |
-# | $s_i$, the mean length of the images' gradients | `nbtools.scores.components(...).saliency` |
+# | $\ell(F(x), y)$, the loss of a clean image | `nbtools.defender.saliency.saliency_loss`, in three forms |
+# | $s_i$, the mean length of the images' gradients | `nbtools.defender.components.components(...).saliency` |
 # | $1 / (\tilde s_i + e)$, with $\tilde s$ the saliency over its layer's mean | `suspiciousness` with one sign only |
-# | $\mathrm{mean}_l + \mu \cdot \mathrm{std}_l$ | `nbtools.pruning.threshold` |
-# | TAC, trigger-activated change | `nbtools.evaluation.tac`, the evaluator's |
+# | $\mathrm{mean}_l + \mu \cdot \mathrm{std}_l$ | `nbtools.defender.pruning.threshold` |
+# | TAC, trigger-activated change | `nbtools.evaluator.agreement.tac`, the evaluator's |
 
 # %% [markdown]
 # ## 1. The steepest way up
@@ -237,9 +237,9 @@ def saliency_of(model: torch.nn.Module, kind: str = "cross_entropy") -> dict[str
     return total
 
 
-from nbtools.activations import passing
-from nbtools.saliency import SALIENCY_LOSSES, saliency_loss
-from nbtools.scores import components
+from nbtools.defender.components import components
+from nbtools.defender.saliency import SALIENCY_LOSSES, saliency_loss
+from nbtools.networks.maps import passing
 
 units = prunable_units(poisoned.model)
 mine = saliency_of(poisoned.model)
@@ -248,7 +248,7 @@ saliency = {name: part.saliency for name, part in parts.items()}
 for name, value in saliency[poisoned.name].items():
     torch.testing.assert_close(mine[name], value, rtol=1e-3, atol=1e-4 * float(value.mean()))
 off = float((mean_length - saliency[poisoned.name][layer].cpu()).norm() / mean_length.norm())
-print(f"nbtools.scores.components gives the same numbers on {len(units)} layers")
+print(f"nbtools.defender.components.components gives the same numbers on {len(units)} layers")
 print(f"{layer}: one backward pass in float32 and {len(x)} in float64 differ by {off:.0e}")
 
 # %% [markdown]
@@ -373,7 +373,7 @@ plots.show(figure, "Two 3 x 3 heat maps: rank correlation between the three form
 # but one could as well argue that a backdoor filter, being strong, has a strong gradient. So we let TAC decide.
 
 # %%
-from nbtools.scores import EPSILON, suspiciousness
+from nbtools.defender.score import EPSILON, suspiciousness
 
 
 def low_is_suspicious(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -45,10 +45,10 @@ import pandas as pd
 import torch
 
 import nbtools
-from nbtools import checks, plots
-from nbtools.evaluation import agreement, stability, tac
-from nbtools.images import Images, draw_clean
-from nbtools.models import prunable_units
+from nbtools.data.images import Images, draw_clean
+from nbtools.evaluator.agreement import agreement, stability, tac
+from nbtools.networks.units import prunable_units
+from nbtools.series import checks, plots
 
 plots.style()
 run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
@@ -64,11 +64,11 @@ pd.DataFrame(before).T.round(1)
 # %% [markdown]
 # | in the papers, and on this page | here |
 # |---|---|
-# | $A_i(x)$, the map of filter $i$, behind batch norm and ReLU | `nbtools.activations.watch` |
-# | $a_i$, the mean norm of the map | `nbtools.scores.components(...).activation` |
+# | $A_i(x)$, the map of filter $i$, behind batch norm and ReLU | `nbtools.networks.maps.watch` |
+# | $a_i$, the mean norm of the map | `nbtools.defender.components.components(...).activation` |
 # | $1 / (\tilde a_i + e)$, with $\tilde a$ the norm over its layer's mean | `suspiciousness` with one sign only |
-# | $\mathrm{mean}_l + \mu \cdot \mathrm{std}_l$ | `nbtools.pruning.threshold` |
-# | TAC, trigger-activated change | `nbtools.evaluation.tac`, the evaluator's |
+# | $\mathrm{mean}_l + \mu \cdot \mathrm{std}_l$ | `nbtools.defender.pruning.threshold` |
+# | TAC, trigger-activated change | `nbtools.evaluator.agreement.tac`, the evaluator's |
 
 # %% [markdown]
 # ## 1. What a filter answers
@@ -169,7 +169,7 @@ plots.show(figure, "Heat map: norm of each filter's map for each clean image, im
 # so it does not matter how many images there are.
 
 # %%
-from nbtools.activations import watch
+from nbtools.networks.maps import watch
 
 
 @torch.no_grad()
@@ -186,7 +186,7 @@ def activation_norms(model: torch.nn.Module, images: Images) -> dict[str, torch.
     return {name: value / len(images) for name, value in total.items()}
 
 
-from nbtools.scores import components
+from nbtools.defender.components import components
 
 parts = {model.name: components(model.model, clean) for model in both}
 activation = {name: part.activation for name, part in parts.items()}
@@ -194,7 +194,7 @@ for model in both:
     for name, value in activation_norms(model.model, clean).items():
         torch.testing.assert_close(value, activation[model.name][name], rtol=1e-4, atol=1e-6)
 torch.testing.assert_close(norm_of_layer.double(), activation[poisoned.name][late], rtol=1e-4, atol=1e-6)
-print(f"one layer, one pass over the network and nbtools.scores.components agree on {len(units)} layers")
+print(f"one layer, one pass over the network and nbtools.defender.components.components agree on {len(units)} layers")
 
 # %% [markdown]
 # ## 3. Dormant filters
@@ -286,7 +286,7 @@ for trained, layer in ((poisoned, "layer2.1.conv1"), (poisoned, late), (clean_tw
 # > **Predict first.** Will the filters far above the diagonal start from the left edge (dormant), or from the middle?
 
 # %%
-from nbtools.triggers import stamp
+from nbtools.attacker.triggers import stamp
 
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.4), sharex=True, sharey=True)
 rise = {}
@@ -320,7 +320,7 @@ plots.show(figure, "Scatter: norm with the trigger against norm without, one poi
 
 
 # %%
-from nbtools.scores import EPSILON, suspiciousness
+from nbtools.defender.score import EPSILON, suspiciousness
 
 
 def low_is_suspicious(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

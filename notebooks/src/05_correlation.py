@@ -49,11 +49,12 @@ from scipy.spatial.distance import squareform
 from scipy.stats import spearmanr
 
 import nbtools
-from nbtools import checks, plots
-from nbtools.activations import MapStatistics, watch
-from nbtools.evaluation import agreement, stability, tac
-from nbtools.images import Images, draw_clean
-from nbtools.models import prunable_units
+from nbtools.data.images import Images, draw_clean
+from nbtools.defender.components import MapStatistics
+from nbtools.evaluator.agreement import agreement, stability, tac
+from nbtools.networks.maps import watch
+from nbtools.networks.units import prunable_units
+from nbtools.series import checks, plots
 
 plots.style()
 run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
@@ -69,11 +70,11 @@ pd.DataFrame(before).T.round(1)
 # %% [markdown]
 # | in the paper, and on this page | here |
 # |---|---|
-# | $A_i(x)$, the map of filter $i$, behind batch norm and ReLU | `nbtools.activations.watch` |
-# | $\rho_{ij}$, Pearson's correlation of two maps | `nbtools.activations.MapStatistics.correlation_matrix` |
-# | $r_i$, the mean of $\lvert \rho_{ij} \rvert$ over the others | `nbtools.scores.components(...).correlation` |
+# | $A_i(x)$, the map of filter $i$, behind batch norm and ReLU | `nbtools.networks.maps.watch` |
+# | $\rho_{ij}$, Pearson's correlation of two maps | `nbtools.defender.components.MapStatistics.correlation_matrix` |
+# | $r_i$, the mean of $\lvert \rho_{ij} \rvert$ over the others | `components(...).correlation`, of the same file |
 # | $1 / (\tilde r_i + e)$, with $\tilde r$ the correlation over its layer's mean | `suspiciousness`, one sign only |
-# | TAC, trigger-activated change | `nbtools.evaluation.tac`, the evaluator's |
+# | TAC, trigger-activated change | `nbtools.evaluator.agreement.tac`, the evaluator's |
 
 # %% [markdown]
 # ## 1. Two filters
@@ -192,7 +193,7 @@ plots.show(figure, "Two clustered correlation matrices of a layer, poisoned mode
 # > **Predict first.** What will the trigger do to the matrix: nothing, a block of a few filters, or a block of many?
 
 # %%
-from nbtools.triggers import stamp
+from nbtools.attacker.triggers import stamp
 
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.6), gridspec_kw={"wspace": 0.08})
 order = clustered(matrix_of(maps_of(poisoned.model, layer, stamp(poisoned.trigger, others))))
@@ -255,14 +256,15 @@ print(f"sums and numpy.corrcoef agree on {layer} to {float((streamed[layer].cpu(
 # $$r_i = \frac{1}{C - 1} \sum_{j \neq i} \lvert \rho_{ij} \rvert$$
 
 # %%
-from nbtools.scores import EPSILON, components, suspiciousness
+from nbtools.defender.components import components
+from nbtools.defender.score import EPSILON, suspiciousness
 
 parts = {model.name: components(model.model, clean) for model in both}
 correlation = {name: part.correlation for name, part in parts.items()}
 for name, found in streamed.items():
     mine = (found.abs().sum(1) - found.diagonal()) / (len(found) - 1)
     torch.testing.assert_close(mine, correlation[poisoned.name][name], rtol=1e-3, atol=1e-4)
-print(f"nbtools.scores.components gives the same r on {len(units)} layers")
+print(f"nbtools.defender.components.components gives the same r on {len(units)} layers")
 
 figure, axis = plt.subplots(figsize=(9.5, 3.9))
 for model, color, shift in zip(both, (plots.POISONED, plots.CLEAN), (-0.18, 0.18), strict=True):

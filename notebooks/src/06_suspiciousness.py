@@ -49,10 +49,11 @@ import seaborn as sns
 import torch
 
 import nbtools
-from nbtools import checks, plots
-from nbtools.defences import FineTune, RandomPruning, SpectralNorm, Suspiciousness
-from nbtools.evaluation import agreement, predict, tac
-from nbtools.images import draw_clean
+from nbtools.data.images import draw_clean
+from nbtools.defender import FineTune, RandomPruning, SpectralNorm, Suspiciousness
+from nbtools.evaluator.agreement import agreement, tac
+from nbtools.evaluator.evaluation import predict
+from nbtools.series import checks, plots
 
 plots.style()
 run = nbtools.start(profile, width=width, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
@@ -66,11 +67,11 @@ print(textwrap.fill(repr(defence), 100, subsequent_indent="    "))
 # %% [markdown]
 # | in the paper | here |
 # |---|---|
-# | spectral norm $\sigma_i$, saliency $s_i$, activation norm $a_i$, correlation $r_i$ | `nbtools.scores.components` |
-# | the score $S_i$ (reconstructed) | `nbtools.scores.suspiciousness` |
-# | prune where $S_i > \mathrm{mean}_l + \mu\,\mathrm{std}_l$ | `nbtools.pruning.threshold` |
-# | set $\gamma_i = \beta_i = 0$ | `nbtools.pruning.apply`, `hold` |
-# | the whole defence | `nbtools.defences.Suspiciousness` |
+# | the terms $\sigma_i$, $s_i$, $a_i$, $r_i$ of 02 to 05 | `nbtools.defender.components.components` |
+# | the score $S_i$ (reconstructed) | `nbtools.defender.score.suspiciousness` |
+# | prune where $S_i > \mathrm{mean}_l + \mu\,\mathrm{std}_l$ | `nbtools.defender.pruning.threshold` |
+# | set $\gamma_i = \beta_i = 0$ | `nbtools.defender.pruning.apply`, `hold` |
+# | the whole defence | `nbtools.defender.Suspiciousness` |
 
 # %% [markdown]
 # ## 1. Four witnesses, one number
@@ -285,7 +286,7 @@ plots.show(
 # %%
 import torch_pruning
 
-from nbtools.pruning import pruned_copy, remove
+from nbtools.defender.pruning import pruned_copy, remove
 
 example = clean.floats()[:2]
 smaller = remove(repair.model, repair.mask, example)
@@ -363,7 +364,7 @@ comeback.pivot(index=["model", "step"], columns="recipe", values="asr").round(1)
 # filters lies above 1 below, and with it what the trigger moves in the last layers.
 
 # %%
-from nbtools.models import layers_of, prunable_units
+from nbtools.networks.units import layers_of, prunable_units
 
 figure, axes = plt.subplots(1, len(attacked), figsize=(5.4 * len(attacked), 4), sharey=True, squeeze=False)
 louder = {}
@@ -441,7 +442,7 @@ apart.round(1)
 # round; pruning alone, at the default `mu`, on the same poisoned models.
 
 # %%
-from nbtools.scores import POWERS
+from nbtools.defender.score import POWERS
 
 variants = {
     "as it is": {},
@@ -489,7 +490,7 @@ checks.same(
 
 # %% [markdown]
 # **Exercise 2** (medium, 10 minutes). Undo it: apply the mask to a copy of the poisoned model, undo it, and show that
-# no bit of the state dict differs. (`nbtools.pruning.apply` returns the function that undoes.)
+# no bit of the state dict differs. (`nbtools.defender.pruning.apply` returns the function that undoes.)
 
 # %%
 bits_differ = ...  # your answer: True or False
@@ -529,7 +530,7 @@ stability = ...  # your answer: a dictionary from term to mean rank correlation
 stands_out = scores[layer] > scores[layer].mean() + defence.mu * scores[layer].std()
 checks.same(stands_out.double(), mask.pruned[layer].double(), "the formula of section 3")
 
-from nbtools.pruning import apply
+from nbtools.defender.pruning import apply
 
 twin = copy.deepcopy(poisoned.model)
 undo = apply(twin, mask)

@@ -53,15 +53,15 @@ import torch.nn.functional as F
 from scipy.stats import spearmanr
 
 import nbtools
-from nbtools import checks, plots
-from nbtools.activations import passing
-from nbtools.defences import FMP, FineTuning
-from nbtools.defences.feature_maps import adversarial_maps, channel_accuracies, noisy_images
-from nbtools.evaluation import agreement, tac
-from nbtools.images import draw_clean
-from nbtools.models import layers_of, prunable_units
-from nbtools.pruning import at_random, most_suspicious, pruned_copy
-from nbtools.scores import spectral_norms
+from nbtools.data.images import draw_clean
+from nbtools.defender import FMP, FineTuning
+from nbtools.defender.components import spectral_norms
+from nbtools.defender.feature_maps import adversarial_maps, channel_accuracies, noisy_images
+from nbtools.defender.pruning import at_random, most_suspicious, pruned_copy
+from nbtools.evaluator.agreement import agreement, tac
+from nbtools.networks.maps import passing
+from nbtools.networks.units import layers_of, prunable_units
+from nbtools.series import checks, plots
 
 plots.style()
 run = nbtools.start(profile, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
@@ -77,11 +77,11 @@ pd.DataFrame({model.name: model.before.row() for model in both}).T.round(1)
 # %% [markdown]
 # | in the paper | here |
 # |---|---|
-# | $\tilde x$, the clean image with a little noise | `nbtools.defences.feature_maps.noisy_images` |
+# | $\tilde x$, the clean image with a little noise | `nbtools.defender.feature_maps.noisy_images` |
 # | $x'_{L,i}$, and the maps $F_L^i(x)$ and $F_L^i(x')$ | `adversarial_maps` |
 # | accuracy on $x'_{L,i}$ | `channel_accuracies` |
-# | prune the $\lfloor C_L / p \rfloor$ channels with the lowest | `nbtools.pruning.most_suspicious` |
-# | $W_i = 0$, $\gamma_i = 0$, then fine-tune | `nbtools.defences.fmp.FMP` |
+# | prune the $\lfloor C_L / p \rfloor$ channels with the lowest | `nbtools.defender.pruning.most_suspicious` |
+# | $W_i = 0$, $\gamma_i = 0$, then fine-tune | `nbtools.defender.fmp.FMP` |
 
 # %% [markdown]
 # ## 1. An image that disturbs one channel
@@ -498,7 +498,7 @@ assert all(torch.equal(mask_of_two.pruned[name], gone) for name, gone in theirs.
 untuned, _ = pruned_and_tuned(poisoned, theirs.mask, clean, held=False)
 for name, value in theirs.model.state_dict().items():
     torch.testing.assert_close(untuned.state_dict()[name], value)
-print(f"nbtools.defences.fmp.FMP prunes the same {theirs.mask.count} channels in the same way")
+print(f"nbtools.defender.fmp.FMP prunes the same {theirs.mask.count} channels in the same way")
 
 # %% [markdown]
 # ## 7. Pruning or fine-tuning?

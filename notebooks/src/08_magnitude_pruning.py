@@ -54,11 +54,11 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import spearmanr
 
 import nbtools
-from nbtools import checks, plots
-from nbtools.evaluation import tac
-from nbtools.images import draw_clean, to_floats
-from nbtools.models import layers_of, prunable_units
-from nbtools.zoo import zoo
+from nbtools.data.images import draw_clean, to_floats
+from nbtools.evaluator.agreement import tac
+from nbtools.lab.zoo import zoo
+from nbtools.networks.units import layers_of, prunable_units
+from nbtools.series import checks, plots
 
 plots.style()
 run = nbtools.start(profile, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
@@ -74,13 +74,13 @@ pd.DataFrame({model.name: model.before.row() for model in both}).T.round(1)
 # %% [markdown]
 # | on this page | here |
 # |---|---|
-# | $M_i$, magnitude of filter $i$ [ours: which norm] | `nbtools.magnitude.magnitudes` |
-# | $S_i$, its saliency [ours] | `nbtools.magnitude.saliencies` |
-# | rank correlation of the two, layer by layer [paper] | `nbtools.magnitude.magnitude_saliency` |
-# | the detector's statistic, in four forms [ours], and its ROC | `nbtools.detection.detector_statistics`, `roc_auc` |
-# | suppression, penalty, preserving [paper; joined by us] | `nbtools.defences.mnp.MNP` |
-# | suppression alone, RNP ([arXiv 2305.14876](https://arxiv.org/abs/2305.14876)) | `nbtools.defences.rnp.RNP` |
-# | threshold by held-back clean images [ours] | `nbtools.defences.threshold_sweep` |
+# | $M_i$, magnitude of filter $i$ [ours: which norm] | `nbtools.defender.magnitude.magnitudes` |
+# | $S_i$, its saliency [ours] | `nbtools.defender.magnitude.saliencies` |
+# | rank correlation of the two, layer by layer [paper] | `nbtools.defender.magnitude.magnitude_saliency` |
+# | the detector's statistic, in four forms [ours], and its ROC | `nbtools.defender.detection` |
+# | suppression, penalty, preserving [paper; joined by us] | `nbtools.defender.mnp.MNP` |
+# | suppression alone, RNP ([arXiv 2305.14876](https://arxiv.org/abs/2305.14876)) | `nbtools.defender.rnp.RNP` |
+# | threshold by held-back clean images [ours] | `nbtools.defender.threshold_sweep` |
 
 # %% [markdown]
 # ## 1. Large and needed
@@ -114,7 +114,7 @@ def magnitude_and_saliency(model):
     return magnitude, {name: slope.abs() for name, slope in zip(masks, slopes, strict=True)}
 
 
-from nbtools.magnitude import magnitude_saliency, magnitudes, saliencies
+from nbtools.defender.magnitude import magnitude_saliency, magnitudes, saliencies
 
 pairs = {trained.name: magnitude_and_saliency(copy.deepcopy(trained.model)) for trained in both}
 rho = {}
@@ -253,7 +253,7 @@ print("mean over the layers:  " + "  ".join(f"{k} {pd.Series(v).mean():+.2f}" fo
 # > believe it?
 
 # %%
-from nbtools.detection import FORMS, detector_statistic, detector_statistics, judge, roc_auc
+from nbtools.defender.detection import FORMS, detector_statistic, detector_statistics, judge, roc_auc
 
 rows = []
 for trained in zoo(run, zoo_attacks, zoo_rate, target):
@@ -354,9 +354,9 @@ pd.DataFrame(rows).set_index("models of each kind").round(2)
 # > **Predict first.** While the clean accuracy falls, what will ASR do: fall with it, stay, or rise?
 
 # %%
-from nbtools.defences.learning import batches
-from nbtools.defences.mnp import MNP
-from nbtools.training import augment
+from nbtools.defender.learning import batches
+from nbtools.defender.mnp import MNP
+from nbtools.networks.training import augment
 
 defence = MNP()
 print(textwrap.fill(repr(defence), 100, subsequent_indent="    "))
@@ -386,7 +386,7 @@ def few(images, count=200):
     return images.subset(torch.arange(0, len(images), max(len(images) // count, 1)))
 
 
-from nbtools.evaluation import accuracy, predict
+from nbtools.evaluator.evaluation import accuracy, predict
 
 probe, triggered = few(poisoned.evaluate.test), few(poisoned.evaluate.triggered)
 
@@ -467,7 +467,7 @@ def learn_masks(variant):
     return masks.detach()
 
 
-from nbtools.defences.soft_masks import SoftMasks
+from nbtools.defender.soft_masks import SoftMasks
 
 price = torch.cat([pairs[poisoned.name][0][unit.conv] for unit in units])
 price = price / price.sum()
@@ -545,7 +545,7 @@ pd.DataFrame(rows).T.round(2)
 # > **Predict first.** Is there a threshold at which ASR is gone and ACC is not? Will the rule find it?
 
 # %%
-from nbtools.defences.threshold_sweep import choose_threshold, sweep
+from nbtools.defender.threshold_sweep import choose_threshold, sweep
 
 
 def walk(trained, values, held):

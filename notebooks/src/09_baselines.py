@@ -48,14 +48,15 @@ import torch.nn.functional as F
 from matplotlib.ticker import MaxNLocator
 
 import nbtools
-from nbtools import checks, plots
-from nbtools.comparison import contenders, cuts
-from nbtools.defences import ANP, AWM, RNP
-from nbtools.defences.soft_masks import SoftMasks
-from nbtools.evaluation import Evaluator, agreement, predict, tac
-from nbtools.images import draw_clean, to_floats
-from nbtools.models import layers_of, prunable_units
-from nbtools.training import augment
+from nbtools.data.images import draw_clean, to_floats
+from nbtools.defender import ANP, AWM, RNP
+from nbtools.defender.soft_masks import SoftMasks
+from nbtools.evaluator.agreement import agreement, tac
+from nbtools.evaluator.evaluation import Evaluator, predict
+from nbtools.lab.comparison import contenders, cuts
+from nbtools.networks.training import augment
+from nbtools.networks.units import layers_of, prunable_units
+from nbtools.series import checks, plots
 
 plots.style()
 run = nbtools.start(profile, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
@@ -72,14 +73,14 @@ print(f"cut short by this profile: {cut_short or 'nothing'}")
 #
 # | in the papers | here |
 # |---|---|
-# | fine-tuning | `nbtools.defences.FineTuning` |
-# | mean clean activation, prune the dormant, tune | `nbtools.defences.FinePruning` |
-# | attention map $A$, distillation | `nbtools.defences.nad.attention`, `NAD` |
-# | $\sigma_i > \mathrm{mean}_l + u\,\mathrm{std}_l$ | `nbtools.defences.SpectralNorm` |
-# | $\gamma_i (m_i + \delta_i)$, $\beta_i (1 + \xi_i)$ | `nbtools.defences.soft_masks.SoftMasks`, `ANP` |
-# | universal perturbation, masks on weights | `nbtools.defences.AWM` |
-# | unlearn, recover, prune | `nbtools.defences.RNP` |
-# | "the strongest setting that held-back clean images allow" (ours) | `nbtools.defences.Validation` |
+# | fine-tuning | `nbtools.defender.FineTuning` |
+# | mean clean activation, prune the dormant, tune | `nbtools.defender.FinePruning` |
+# | attention map $A$, distillation | `nbtools.defender.nad.attention`, `NAD` |
+# | $\sigma_i > \mathrm{mean}_l + u\,\mathrm{std}_l$ | `nbtools.defender.SpectralNorm` |
+# | $\gamma_i (m_i + \delta_i)$, $\beta_i (1 + \xi_i)$ | `nbtools.defender.soft_masks.SoftMasks`, `ANP` |
+# | universal perturbation, masks on weights | `nbtools.defender.AWM` |
+# | unlearn, recover, prune | `nbtools.defender.RNP` |
+# | "the strongest setting that held-back clean images allow" (ours) | `nbtools.defender.Validation` |
 #
 # Every section prints one line: what the paper gives the method and what it gets here, what that cost, and what came
 # out. The figures ring the three filters of each layer that the trigger moves most (TAC), which only the
@@ -280,7 +281,7 @@ def looks(model, x, layers):
 
 
 # %%
-from nbtools.defences.nad import attention as theirs
+from nbtools.defender.nad import attention as theirs
 
 nad = line_up["NAD"]
 repair = repaired("NAD")
@@ -423,7 +424,7 @@ print("the forward pass under noise and the first step of the masks are those of
 # > to the target class, and the clean twin? And once the masks are learned?
 
 # %%
-from nbtools.defences.threshold_sweep import sweep
+from nbtools.defender.threshold_sweep import sweep
 
 repair = repaired("ANP")
 masks = 1 - torch.cat(list(repair.scores.values()))

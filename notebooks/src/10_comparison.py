@@ -48,12 +48,12 @@ import torch
 from IPython.display import clear_output
 
 import nbtools
-from nbtools import checks, plots
-from nbtools.comparison import compare, contenders, cuts, summary
-from nbtools.evaluation import predict
-from nbtools.leakage import TOLERANCE, WAYS, threshold_choices
-from nbtools.published import leaderboard
-from nbtools.triggers import TRIGGERS
+from nbtools.attacker.triggers import TRIGGERS
+from nbtools.evaluator.evaluation import predict
+from nbtools.lab.comparison import compare, contenders, cuts, summary
+from nbtools.lab.leakage import TOLERANCE, WAYS, threshold_choices
+from nbtools.lab.tables import leaderboard
+from nbtools.series import checks, plots
 
 plots.style()
 run = nbtools.start(profile, seed=seed, small=True)  # in laptop a narrow network
@@ -75,11 +75,11 @@ pd.DataFrame({model.name: model.before.row() for model in models}).T.round(1)
 #
 # | in the papers | here |
 # |---|---|
-# | ACC, ASR, RA, DER | `nbtools.evaluation` |
-# | each defence, as its paper sets it | `nbtools.comparison.contenders` |
-# | the table | `nbtools.comparison.compare`, `summary` |
-# | the choice of a threshold | `nbtools.leakage.threshold_choices` |
-# | BackdoorBench's leaderboard | `nbtools.published.leaderboard` |
+# | ACC, ASR, RA, DER | `nbtools.evaluator.evaluation` |
+# | each defence, as its paper sets it | `nbtools.lab.comparison.contenders` |
+# | the table | `nbtools.lab.comparison.compare`, `summary` |
+# | the choice of a threshold | `nbtools.lab.leakage.threshold_choices` |
+# | BackdoorBench's leaderboard | `nbtools.lab.tables.leaderboard` |
 
 # %% [markdown]
 # ## 1. The terms

@@ -45,10 +45,11 @@ import torch
 from scipy.stats import spearmanr
 
 import nbtools
-from nbtools import checks, plots, published
-from nbtools.comparison import contenders
-from nbtools.defences import Suspiciousness
-from nbtools.images import draw_clean
+from nbtools.data.images import draw_clean
+from nbtools.defender import Suspiciousness
+from nbtools.lab import tables as published
+from nbtools.lab.comparison import contenders
+from nbtools.series import checks, plots
 
 plots.style()
 run = nbtools.start(profile, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
@@ -63,9 +64,9 @@ pd.DataFrame({model.name: model.before.row() for model in (poisoned, clean_twin)
 # %% [markdown]
 # | in the paper | here |
 # |---|---|
-# | ten clean samples | `samples_per_class`, or `n_total` in all: `nbtools.images.draw_clean` |
-# | the four terms | `nbtools.scores.components` |
-# | the defence | `nbtools.defences.Suspiciousness` |
+# | ten clean samples | `samples_per_class`, or `n_total` in all: `nbtools.data.images.draw_clean` |
+# | the four terms | `nbtools.defender.components.components` |
+# | the defence | `nbtools.defender.Suspiciousness` |
 # | many runs of it | `python -m nbtools sweep data/grids/sample_count.yaml` |
 
 # %% [markdown]

@@ -46,11 +46,13 @@ import seaborn as sns
 import torch
 
 import nbtools
-from nbtools import checks, plots, published
-from nbtools.defences import ChosenMu, Suspiciousness
-from nbtools.evaluation import accuracy, tac
-from nbtools.images import draw_clean
-from nbtools.pruning import Mask, pruned_copy, threshold
+from nbtools.data.images import draw_clean
+from nbtools.defender import ChosenMu, Suspiciousness
+from nbtools.defender.pruning import Mask, pruned_copy, threshold
+from nbtools.evaluator.agreement import tac
+from nbtools.evaluator.evaluation import accuracy
+from nbtools.lab import tables as published
+from nbtools.series import checks, plots
 
 plots.style()
 run = nbtools.start(profile, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
@@ -65,8 +67,8 @@ pd.DataFrame({model.name: model.before.row() for model in models}).T.round(1)
 # %% [markdown]
 # | in the paper | here |
 # |---|---|
-# | prune where $S_i > \overline{S} + \mu \, \mathrm{std}(S)$, per layer | `nbtools.pruning.threshold` |
-# | (not there) a rule for $\mu$ | `nbtools.defences.ChosenMu` |
+# | prune where $S_i > \overline{S} + \mu \, \mathrm{std}(S)$, per layer | `nbtools.defender.pruning.threshold` |
+# | (not there) a rule for $\mu$ | `nbtools.defender.ChosenMu` |
 # | many values of it on many models | `python -m nbtools sweep data/grids/mu.yaml` |
 
 # %% [markdown]

@@ -43,11 +43,14 @@ import torch
 from scipy.stats import spearmanr
 
 import nbtools
-from nbtools import adaptive, checks, plots, published
-from nbtools.defences import Suspiciousness
-from nbtools.evaluation import predict, tac
-from nbtools.images import draw_clean, to_floats
-from nbtools.saliency import SALIENCY_LOSSES, TEMPERATURE
+from nbtools.attacker import adaptive
+from nbtools.data.images import draw_clean, to_floats
+from nbtools.defender import Suspiciousness
+from nbtools.defender.saliency import SALIENCY_LOSSES, TEMPERATURE
+from nbtools.evaluator.agreement import tac
+from nbtools.evaluator.evaluation import predict
+from nbtools.lab import tables as published
+from nbtools.series import checks, plots
 
 plots.style()
 run = nbtools.start(profile, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
@@ -61,9 +64,9 @@ pd.DataFrame({name: model.before.row() for name, model in models.items()}).T.rou
 # %% [markdown]
 # | question | here |
 # |---|---|
-# | attackers who know the score | `nbtools.adaptive.Hide`, `Spread` [ours] |
-# | all-to-all | `target = -1`, `nbtools.triggers.ALL_TO_ALL` |
-# | other networks | `nbtools.networks.ARCHITECTURES` |
+# | attackers who know the score | `nbtools.attacker.adaptive.Hide`, `Spread` [ours] |
+# | all-to-all | `target = -1`, `nbtools.attacker.triggers.ALL_TO_ALL` |
+# | other networks | `nbtools.networks.architectures.ARCHITECTURES` |
 # | other data sets | `dataset` of a grid: `cifar100`, `svhn`, `gtsrb`, or `folder:PATH` |
 # | the tables below | `python -m nbtools sweep`, `open_questions`, `networks` and `held_out` of `data/grids` |
 #

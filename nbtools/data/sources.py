@@ -1,0 +1,173 @@
+"""Published data sets through torchvision, and one's own as a folder of images by class."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import torch
+
+from nbtools.data.images import Images
+from nbtools.data.splits import Splits, in_three
+from nbtools.settings import CIFAR10, data_places
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+Half = tuple[Any, Any, tuple[str, ...]]
+"""Pixels (uint8 `[n, h, w, 3]`), labels `[n]`, class names."""
+
+
+def _cifar10(root: str, train: bool, download: bool) -> Half:
+    from torchvision.datasets import CIFAR10
+
+    half = CIFAR10(root, train=train, download=download)
+    return half.data, half.targets, CIFAR10_CLASSES
+
+
+def _cifar100(root: str, train: bool, download: bool) -> Half:
+    from torchvision.datasets import CIFAR100
+
+    half = CIFAR100(root, train=train, download=download)
+    return half.data, half.targets, tuple(half.classes)
+
+
+def _svhn(root: str, train: bool, download: bool) -> Half:
+    from torchvision.datasets import SVHN
+
+    half = SVHN(root, split="train" if train else "test", download=download)
+    return half.data.transpose(0, 2, 3, 1), half.labels, tuple("0123456789")
+
+
+def _gtsrb(root: str, train: bool, download: bool) -> Half:
+    from torchvision.datasets import GTSRB
+
+    half = GTSRB(root, split="train" if train else "test", download=download)
+    pictures = [(np.asarray(image.convert("RGB").resize((32, 32))), label) for image, label in half]  # [32, 32, 3] each
+    pixels, labels = zip(*pictures, strict=True)
+    return np.stack(pixels), labels, tuple(f"{number:02d}" for number in range(43))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published data set.
+
+    Args:
+        name: its name in `nbtools.data.datasets.DATASETS`.
+        title: as people write it.
+        classes: how many.
+        marker: the file or folder that it is found by.
+        read: root, which half, and whether to download, to that half.
+    """
+
+    name: str
+    title: str
+    classes: int
+    marker: str
+    read: Callable[[str, bool, bool], Half]
+
+    def found(self, data: Path | None = None) -> Path | None:
+        """The first of `nbtools.settings.data_places` that holds `marker`, else None."""
+        return next((place for place in data_places(data) if (place / self.marker).exists()), None)
+
+
+SOURCES = {
+    source.name: source
+    for source in (
+        Source("cifar10", "CIFAR-10", 10, CIFAR10, _cifar10),
+        Source("cifar100", "CIFAR-100", 100, "cifar-100-python", _cifar100),
+        Source("svhn", "SVHN", 10, "train_32x32.mat", _svhn),
+        Source("gtsrb", "GTSRB", 43, "gtsrb", _gtsrb),
+    )
+}
+
+
+def load(
+    source: Source,
+    data: Path | None = None,
+    *,
+    train: int = 45_000,
+    reserved: int = 5_000,
+    test: int = 10_000,
+    seed: int = 0,
+    download: bool = False,
+) -> Splits:
+    """A published data set through torchvision, checksums verified, 32 x 32 pixels.
+
+    A tenth of the training images, at most 5,000, is the defender's (`nbtools.data.splits.in_three`): of CIFAR-10
+    45,000 are to train on, 5,000 the defender's, 10,000 the evaluator's.
+
+    Args:
+        source: which.
+        data: a folder that holds it, searched before the usual places.
+        train, reserved, test: at most so many images.
+        seed: not used: the splits are fixed.
+        download: fetch it into the first place where it can't be found.
+
+    Raises:
+        FileNotFoundError: where the files are not there; it names the three ways to get them.
+        ConnectionError: where the download fails.
+        ValueError: where a file is damaged, or a part would have no image.
+    """
+    if min(train, reserved, test) < 1:
+        raise ValueError(f"each part needs at least one image, got train={train}, reserved={reserved}, test={test}")
+    root = source.found(data)
+    if root is None and not download:
+        looked = ", ".join(str(place) for place in data_places(data))
+        raise FileNotFoundError(
+            f"{source.title} was not found (no {source.marker} in: {looked}). Three ways to get it: "
+            f"set NBTOOLS_DATA to the folder that holds {source.marker}; or give that folder with --data; "
+            f"or let torchvision download it: nbtools.data.datasets.load('{source.name}', download=True)."
+        )
+    root = root or data_places(data)[0]
+    try:
+        learning, testing = (_images(source.read(str(root), which, download)) for which in (True, False))
+    except URLError as error:
+        raise ConnectionError(
+            f"{source.title} could not be downloaded into {root} ({error.reason}). Without a connection: get "
+            f"{source.marker} elsewhere, and set NBTOOLS_DATA to the folder that holds it, or give that folder with "
+            "--data."
+        ) from error
+    except RuntimeError as error:
+        raise ValueError(
+            f"{source.title} in {root} is not complete: a file is missing, truncated or changed (its checksum differs)."
+            f" Delete {root / source.marker} and get it again."
+        ) from error
+    return in_three(source.name, learning, testing, train, reserved, test)
+
+
+def _images(half: Half) -> Images:
+    pixels, labels, classes = half
+    planes = torch.from_numpy(np.ascontiguousarray(np.asarray(pixels).transpose(0, 3, 1, 2)))
+    return Images(planes, torch.as_tensor(labels, dtype=torch.int64), classes)
+
+
+def load_folder(folder: Path, *, train: int, reserved: int, test: int, size: int = 32) -> Splits:
+    """Images of one's own: FOLDER/train/<class>/<image> and FOLDER/test/<class>/<image>, resized to squares.
+
+    Args:
+        folder: holds `train` and `test`, each with the same classes.
+        train, reserved, test: at most so many images; a tenth of those in `train` is the defender's.
+        size: pixels a side.
+
+    Raises:
+        ValueError: for a folder that is missing, other classes in `test`, or images that can't be read.
+    """
+    from nbtools.data.folder import class_names, read_folder
+
+    if missing := [half for half in ("train", "test") if not (folder / half).is_dir()]:
+        raise ValueError(
+            f"{folder} holds no folder {' and no folder '.join(missing)}: a folder a class in each of them"
+        )
+    number = sum(p.is_dir() and not p.name.startswith((".", "__")) for p in (folder / "train").iterdir())
+    names = class_names(folder / "train", number)
+    if class_names(folder / "test", number) != names:
+        raise ValueError(f"the classes in {folder / 'test'} are others than those in {folder / 'train'}")
+    learning, testing = (read_folder(folder / half, number, (size, size)).images for half in ("train", "test"))
+    digest = hashlib.sha256()
+    for part in (learning, testing):
+        digest.update(part.images.numpy().tobytes() + part.labels.numpy().tobytes())
+    return in_three(f"folder:{folder.name}", learning, testing, train, reserved, test, digest.hexdigest()[:12])

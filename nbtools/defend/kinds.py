@@ -1,0 +1,130 @@
+"""The architectures that a checkpoint may have: built from the shapes in the file, normalisation inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import densenet, mobilenetv2, resnet, vgg
+
+from nbtools.networks.architectures import Normalise, PreActResNet18, ResNet18
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+class _Normalised(nn.Module):
+    """The first base of a torchvision model: its `normalise`, set when weights are fitted, comes before all else."""
+
+    normalise: Normalise
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.normalise(x))
+
+
+class _ResNet(_Normalised, resnet.ResNet):
+    pass
+
+
+class _VGG(_Normalised, vgg.VGG):
+    pass
+
+
+class _MobileNetV2(_Normalised, mobilenetv2.MobileNetV2):
+    pass
+
+
+class _DenseNet(_Normalised, densenet.DenseNet):
+    pass
+
+
+class _PreActPlainEnd(PreActResNet18):
+    """A pre-activation ResNet-18 whose sum goes to the pooling as it is: no last batch norm, no last ReLU."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        del self.bn
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv1(self.normalise(images))
+        for number in range(1, 5):
+            x = getattr(self, f"layer{number}")(x)
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One architecture.
+
+    Args:
+        build: from the shapes in the file and the strides; the number of classes is the head's rows.
+        stem: the first convolution's name.
+        heads: names that the classifier may have.
+        renames: patterns of names that others use, and ours.
+        strided: whether the strides, which no shape tells, can be given.
+    """
+
+    build: Callable[[Shapes, Sequence[int], int], nn.Module]
+    stem: str
+    heads: tuple[str, ...]
+    renames: tuple[tuple[str, str], ...] = ()
+    strided: bool = False
+
+
+def _preact(shapes: Shapes, strides: Sequence[int], classes: int) -> nn.Module:
+    kind = PreActResNet18 if "bn.weight" in shapes else _PreActPlainEnd
+    return kind(classes, shapes["conv1.weight"][0], strides)
+
+
+def _torchvision_resnet(block: type, layers: Sequence[int]) -> Kind:
+    def build(shapes: Shapes, _strides: Sequence[int], classes: int) -> nn.Module:
+        model = _ResNet(block, list(layers), num_classes=classes)
+        if shapes["conv1.weight"][2] == 3:
+            model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()  # type: ignore
+        return model
+
+    return Kind(build, "conv1", ("fc",), _RESNET_NAMES)
+
+
+def _vgg(shapes: Shapes, _strides: Sequence[int], classes: int) -> nn.Module:
+    model = _VGG(vgg.make_layers(vgg.cfgs["D"], batch_norm=True), num_classes=classes, init_weights=False)
+    if "classifier.weight" in shapes:  # the form for small images
+        model.avgpool, model.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(512, classes)  # type: ignore
+    return model
+
+
+_HEAD = (r"^(linear|classifier|head)\.(?=weight|bias)", "fc.")
+_RESNET_NAMES = ((r"\.shortcut\.", ".downsample."), _HEAD)
+KINDS: dict[str, Kind] = {
+    "resnet18": Kind(
+        lambda s, strides, n: ResNet18(n, s["conv1.weight"][0], strides), "conv1", ("fc",), _RESNET_NAMES, True
+    ),
+    "preact_resnet18": Kind(
+        _preact, "conv1", ("fc",), ((r"\.(shortcut|downsample)\.(0\.)?", ".shortcut."), _HEAD), True
+    ),
+    "torchvision/resnet18": _torchvision_resnet(resnet.BasicBlock, (2, 2, 2, 2)),
+    "torchvision/resnet34": _torchvision_resnet(resnet.BasicBlock, (3, 4, 6, 3)),
+    "torchvision/resnet50": _torchvision_resnet(resnet.Bottleneck, (3, 4, 6, 3)),
+    "torchvision/vgg16_bn": Kind(_vgg, "features.0", ("classifier.6", "classifier")),
+    "torchvision/mobilenet_v2": Kind(lambda s, _, n: _MobileNetV2(n), "features.0.0", ("classifier.1",)),
+    "torchvision/densenet121": Kind(
+        lambda s, _, n: _DenseNet(num_classes=n),
+        "features.conv0",
+        ("classifier",),
+        ((r"^(fc|linear)\.", "classifier."),),
+    ),
+}
+
+
+def check_arch(arch: str, strides: Sequence[int] | None) -> None:
+    """Refuse an unknown architecture, or strides for one that has its own.
+
+    Raises:
+        ValueError: with the list of what exists.
+    """
+    if arch not in KINDS:
+        raise ValueError(f"unknown architecture {arch!r}; known: {', '.join(KINDS)}")
+    if strides is not None and not KINDS[arch].strided:
+        raise ValueError(f"--strides is for {', '.join(n for n, k in KINDS.items() if k.strided)}; {arch} has its own")

@@ -1,0 +1,36 @@
+"""The defences: frozen dataclasses that are called with a model and clean images and return a `Repair`.
+
+Nothing in this folder, nor anything that it imports, can reach a trigger or a test set; a test proves it.
+"""
+
+from nbtools.defender.anp import ANP
+from nbtools.defender.awm import AWM
+from nbtools.defender.fine_pruning import FinePruning
+from nbtools.defender.fine_tuning import FineTuning
+from nbtools.defender.fmp import FMP
+from nbtools.defender.learning import Epochs, Validation
+from nbtools.defender.mnp import MNP
+from nbtools.defender.nad import NAD
+from nbtools.defender.repair import Defence, FineTune, Repair
+from nbtools.defender.rnp import RNP
+from nbtools.defender.suspiciousness import ChosenMu, RandomPruning, SpectralNorm, Suspiciousness
+
+__all__ = [
+    "ANP",
+    "AWM",
+    "FMP",
+    "MNP",
+    "NAD",
+    "RNP",
+    "ChosenMu",
+    "Defence",
+    "Epochs",
+    "FinePruning",
+    "FineTune",
+    "FineTuning",
+    "RandomPruning",
+    "Repair",
+    "SpectralNorm",
+    "Suspiciousness",
+    "Validation",
+]

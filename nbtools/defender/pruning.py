@@ -1,0 +1,222 @@
+"""Masks over filters: from a threshold or at random, applied, undone, held, or made physical."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nbtools.networks.units import layers_of, prunable_units
+
+SCOPES = ("layer", "global")
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Which filters are pruned.
+
+    Args:
+        pruned: convolution name to bool `[filters]`, True where the filter is pruned.
+    """
+
+    pruned: dict[str, Tensor]
+
+    @property
+    def count(self) -> int:
+        """How many filters are pruned."""
+        return sum(int(m.sum()) for m in self.pruned.values())
+
+    @property
+    def filters(self) -> int:
+        """How many filters there are."""
+        return sum(len(m) for m in self.pruned.values())
+
+    @property
+    def share(self) -> float:
+        """Pruned share of the filters, in [0, 1]."""
+        return self.count / max(self.filters, 1)
+
+    def by_layer(self) -> dict[str, int]:
+        """Convolution name to the number of its pruned filters."""
+        return {name: int(m.sum()) for name, m in self.pruned.items()}
+
+    def __repr__(self) -> str:
+        return f"Mask({self.count} of {self.filters} filters)"
+
+
+def check_threshold(mu: float, scope: str = "layer", rounds: int = 1) -> None:
+    """Refuse what `threshold` can't work with.
+
+    Raises:
+        ValueError: for a negative or NaN `mu`, an unknown scope, or no round.
+    """
+    if not mu >= 0:
+        raise ValueError(f"mu must be 0 or more, got {mu}: it counts standard deviations above the mean")
+    if scope not in SCOPES:
+        raise ValueError(f"unknown scope {scope!r}; known: {', '.join(SCOPES)}")
+    if not rounds >= 1:
+        raise ValueError(f"rounds must be 1 or more, got {rounds}")
+
+
+def threshold(
+    scores: dict[str, Tensor],
+    mu: float,
+    scope: str = "layer",
+    rounds: int = 1,
+    counted: dict[str, Tensor] | None = None,
+) -> Mask:
+    """Prune where S_i > mean(S) + mu * std(S) (arXiv 2311.07417).
+
+    Of n numbers none lies (n - 1) / sqrt(n) standard deviations or more above their mean: a layer of eight filters
+    loses none where mu is above 2.47 (sixteen: 3.75, 32: 5.48), however they score.
+
+    Args:
+        scores: convolution name to `[filters]`.
+        mu: standard deviations above the mean, 0 or more; higher prunes less.
+        scope: mean and (unbiased) standard deviation over the filters of a "layer", or of the whole network, "global".
+        rounds: how often; each round takes mean and standard deviation over the filters that are left [ours].
+        counted: convolution name to bool `[filters]`: mean and standard deviation are over these, and only these are
+            pruned [ours]; None counts all.
+
+    Raises:
+        ValueError: for a negative or NaN `mu`, an unknown scope, no round, or scores that are not finite.
+    """
+    check_threshold(mu, scope, rounds)
+    for name, score in scores.items():
+        if not bool(torch.isfinite(score).all()):
+            raise ValueError(f"the scores of {name} hold NaN or infinite values")
+    counted = counted or {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    left = dict(counted)
+    for _ in range(rounds):
+        pools = {name: score[left[name]] for name, score in scores.items()}
+        if scope == "global":
+            pools = dict.fromkeys(scores, torch.cat(list(pools.values())))
+        for name, pool in pools.items():
+            # one filter, or equal scores, have no spread to stand out from; rounding of the mean must not give them one
+            if len(pool) > 1 and bool(pool.amax() > pool.amin()):
+                left[name] = left[name] & ~(scores[name] > pool.mean() + mu * pool.std())
+    return Mask({name: counted[name] & ~left[name] for name in scores})
+
+
+def most_suspicious(scores: dict[str, Tensor], counts: dict[str, int]) -> Mask:
+    """Prune the `counts[name]` highest scores of each layer: equal numbers, whatever a score's distribution."""
+    pruned = {}
+    for name, score in scores.items():
+        mask = torch.zeros(len(score), dtype=torch.bool, device=score.device)
+        mask[score.topk(counts.get(name, 0)).indices] = True
+        pruned[name] = mask
+    return Mask(pruned)
+
+
+def at_random(like: Mask, seed: int = 0) -> Mask:
+    """As many filters of each layer as `like` prunes, drawn at random: the control that a score must beat."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = {name: torch.rand(len(m), generator=generator).to(m.device) for name, m in like.pruned.items()}
+    return most_suspicious(draws, like.by_layer())
+
+
+def _batch_norms(model: nn.Module, mask: Mask) -> list[tuple[nn.BatchNorm2d, Tensor]]:
+    units = prunable_units(model)
+    missing = sorted(set(mask.pruned) - {unit.conv for unit in units})
+    if missing:
+        raise ValueError(f"the mask names layers that the model does not have: {', '.join(missing[:3])}")
+    pairs = []
+    for unit, _, bn in layers_of(model, [u for u in units if u.conv in mask.pruned]):
+        pruned = mask.pruned[unit.conv]
+        if pruned.shape != (unit.filters,) or pruned.dtype != torch.bool:
+            raise ValueError(
+                f"the mask for {unit.conv} is {pruned.dtype} {list(pruned.shape)}, "
+                f"the model takes torch.bool [{unit.filters}]"
+            )
+        pairs.append((bn, pruned.to(bn.weight.device)))
+    return pairs
+
+
+def hold(model: nn.Module, mask: Mask) -> Callable[[], None]:
+    """A function that sets gamma = beta = 0 wherever the mask prunes; call it after each optimiser step."""
+    pairs = _batch_norms(model, mask)
+
+    @torch.no_grad()
+    def again() -> None:
+        for bn, pruned in pairs:
+            bn.weight.masked_fill_(pruned, 0)
+            bn.bias.masked_fill_(pruned, 0)
+
+    return again
+
+
+def apply(model: nn.Module, mask: Mask) -> Callable[[], None]:
+    """Prune in place (gamma = beta = 0) and return the function that undoes it, bit for bit.
+
+    Raises:
+        ValueError: where the mask does not fit the model; the model is then untouched.
+    """
+    pairs = _batch_norms(model, mask)
+    kept = [(bn, bn.weight.detach().clone(), bn.bias.detach().clone()) for bn, _ in pairs]
+    hold(model, mask)()
+
+    @torch.no_grad()
+    def undo() -> None:
+        for bn, gamma, beta in kept:
+            bn.weight.copy_(gamma)
+            bn.bias.copy_(beta)
+
+    return undo
+
+
+def pruned_copy(model: nn.Module, mask: Mask) -> nn.Module:
+    """A copy of the model with the mask applied; the model itself is not changed."""
+    twin = copy.deepcopy(model)
+    apply(twin, mask)
+    return twin
+
+
+def remove(model: nn.Module, mask: Mask, example: Tensor) -> nn.Module:
+    """A smaller copy without the pruned filters (torch-pruning), with the same outputs.
+
+    A filter can be taken out where everything that its channel is coupled with is pruned as well: inside a residual
+    block always; on a residual stream, to which several layers add, only where all of them prune it; where it goes
+    through a further batch norm, as in a DenseNet, never. The others stay as zeros.
+
+    Args:
+        model: the model, pruned or not.
+        mask: which filters.
+        example: one float batch `[n, 3, h, w]` that shows the shapes.
+
+    Returns:
+        The smaller model in eval mode.
+    """
+    import torch_pruning as tp
+
+    twin = pruned_copy(model, mask).eval()
+    for parameter in twin.parameters():
+        parameter.requires_grad_(True)  # torch-pruning traces the autograd graph
+    names = {module: name for name, module in twin.named_modules()}
+    graph = tp.DependencyGraph().build_dependency(twin, example_inputs=example[:1])
+    units = [unit for unit in prunable_units(model) if unit.conv in mask.pruned]
+    left = {unit.conv: mask.pruned[unit.conv].cpu().clone() for unit in units}
+    for unit in units:
+        conv = twin.get_submodule(unit.conv)
+        probe = graph.get_pruning_group(conv, tp.prune_conv_out_channels, idxs=[0])
+        coupled = [
+            names[d.target.module]
+            for d, _ in probe
+            if isinstance(d.target.module, nn.Conv2d) and graph.is_out_channel_pruning_fn(d.handler)
+        ]
+        if any(name not in left or len(left[name]) != len(left[unit.conv]) for name in coupled):
+            continue
+        norms = {names[d.target.module] for d, _ in probe if isinstance(d.target.module, nn.BatchNorm2d)}
+        if norms - {u.bn for u in units if u.conv in coupled}:
+            continue  # a further batch norm, as in a DenseNet, turns the channel's zeros into something else
+        gone = torch.stack([left[name] for name in coupled]).all(0)
+        if gone.all():
+            gone[0] = False  # a layer must keep one channel
+        if not gone.any():
+            continue
+        graph.get_pruning_group(conv, tp.prune_conv_out_channels, idxs=gone.nonzero().flatten().tolist()).prune()
+        for name in coupled:
+            left[name] = left[name][~gone]
+    return twin.requires_grad_(False)

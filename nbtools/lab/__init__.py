@@ -1,0 +1,1 @@
+"""Where the three parties meet: models of a configuration, defences on them, comparisons, sweeps."""

@@ -1,0 +1,96 @@
+"""How fast, as ratios measured side by side in one run: `python -m nbtools bench`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from nbtools.attacker.triggers import TRIGGERS, make_trigger, stamp
+from nbtools.data.images import to_floats
+from nbtools.defender.components import components, spectral_norms
+from nbtools.lab.bench_defences import BENCHES
+from nbtools.lab.timing import model_of, random_images, seconds, side_by_side
+from nbtools.networks.training import Recipe, train, train_step
+from nbtools.networks.units import layers_of, prunable_units
+from nbtools.settings import default_device, hardware, has_bf16, keep_memory
+
+
+def bench_components(repeats: int, device: torch.device) -> str:
+    """(a) All four components of 100 images against one forward and backward pass over them."""
+    model, clean = model_of(64, device).eval(), random_images(100, device)
+
+    def one_pass() -> None:
+        F.cross_entropy(model(to_floats(clean.images)), clean.labels).backward()
+        model.zero_grad()
+
+    ours, reference, ratio = side_by_side(lambda: components(model, clean), one_pass, repeats)
+    return (
+        f"four components, 100 images, width 64: {ours:.2f} s; one forward and backward {reference:.2f} s; "
+        f"ratio {ratio:.2f} (goal: at most 1.5)"
+    )
+
+
+def bench_spectral_norms(repeats: int, device: torch.device) -> str:
+    """(b) All spectral norms of a ResNet-18 against one SVD call a filter."""
+    model = model_of(64, device).eval()
+    units = prunable_units(model)
+    weights = [weight.flatten(1) for _, conv, _ in layers_of(model, units) for weight in conv.weight.detach()]
+    calls: dict[str, Callable[[torch.Tensor], object]] = {
+        "linalg.svd": torch.linalg.svd,
+        "linalg.svd, reduced": lambda w: torch.linalg.svd(w, full_matrices=False),
+        "linalg.matrix_norm": lambda w: torch.linalg.matrix_norm(w, 2),
+        "linalg.svdvals": torch.linalg.svdvals,
+    }
+    lines = []
+    for name, call in calls.items():
+        ours, loop, ratio = side_by_side(
+            lambda: spectral_norms(model, units), lambda call=call: [call(w) for w in weights], repeats
+        )
+        lines.append(
+            f"spectral norms of {len(weights):,} filters: {1000 * ours:.0f} ms; {name} a filter {1000 * loop:.0f} ms; "
+            f"{1 / ratio:.0f} times faster (goal: at least 20)"
+        )
+    return "\n".join(lines)
+
+
+def bench_training(repeats: int, device: torch.device) -> str:
+    """(c) The training loop against the same step on one fixed batch that is on the device already."""
+    width, batch, steps = 32, 128, 8
+    images, recipe = random_images(batch * steps, device), Recipe(epochs=1, batch_size=batch)
+    looped, fixed = model_of(width, device), model_of(width, device).train()
+    optimizer = torch.optim.SGD(fixed.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
+    inputs, labels = to_floats(images.images[:batch]), images.labels[:batch]
+
+    def same_steps() -> None:
+        for _ in range(steps):
+            train_step(fixed, optimizer, inputs, labels)
+
+    ours, reference, ratio = side_by_side(lambda: train(looped, images, recipe, log=None), same_steps, repeats)
+    return (
+        f"training loop, width {width}: {batch * steps / ours:.0f} images/s; one fixed batch "
+        f"{batch * steps / reference:.0f} images/s; ratio {1 / ratio:.3f} (goal: at least 0.95)"
+    )
+
+
+def bench_poisoning(repeats: int, device: torch.device) -> str:
+    """(d) Every trigger on as many images as CIFAR-10 has."""
+    images, lines = random_images(50_000, device), []
+    for name in TRIGGERS:
+        trigger = make_trigger(name)
+        stamp(trigger, images)
+        took = statistics.median(seconds(lambda trigger=trigger: stamp(trigger, images)) for _ in range(repeats))
+        lines.append(f"{name:<8} on 50,000 images: {took:.2f} s, {50_000 / took:,.0f} images/s")
+    return "\n".join(lines)
+
+
+def main(repeats: int = 5) -> None:
+    """Print every benchmark; medians of `repeats` pairs (at least five for numbers to quote)."""
+
+    keep_memory()
+    device = default_device()
+    print(f"{hardware(device)}, torch {torch.__version__}, {'bf16' if has_bf16(device) else 'float32'}, x {repeats}")
+    for bench in (bench_components, bench_spectral_norms, bench_training, bench_poisoning, *BENCHES):
+        print(bench(repeats, device), flush=True)

@@ -1,0 +1,210 @@
+"""Grids as people write them: YAML, checked whole, and spread into points [ours]."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nbtools.attacker.adaptive import ADAPTIVE, make_adaptive
+from nbtools.attacker.triggers import TRIGGERS, make_trigger
+from nbtools.data.datasets import DATASETS, FOLDER, classes_of
+from nbtools.defender.choices import DEFENCES, make_defence
+from nbtools.lab.parameters import check_parameters
+from nbtools.lab.points import Model, Options, Point, Setup
+from nbtools.lab.store import Grid
+from nbtools.networks.architectures import ARCHITECTURES
+from nbtools.settings import PROFILES, default_profile
+from nbtools.values import fit, type_of
+from nbtools.wording import known
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML's safe loader, but for names that are given twice: it would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; a ValueError for a name that is given twice."""
+        names = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]!r} is given twice (line {node.start_mark.line + 1} and below)")
+        return super().construct_mapping(node, deep=deep)
+
+
+def load(path: Path) -> tuple[str, list[dict[str, Any]]]:
+    """A grid file's text, and the mappings that it holds: one, or a list of them whose points are united.
+
+    Raises:
+        ValueError: for what is no YAML, holds no mapping, or gives a name twice.
+        OSError: for a file that can't be read.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        content = yaml.load(text, _OnceLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} can't be read as YAML: {error}") from None
+    parts = content if isinstance(content, list) else [content]
+    if not parts or not all(isinstance(part, dict) and part for part in parts):
+        raise ValueError(f"{path} holds no grid: names with lists of values, such as attack: [badnets, blended]")
+    return text, parts
+
+
+def read(path: Path, profile: str = "") -> Grid:
+    """The grid of a file, checked whole.
+
+    Every name takes one value or a list of them; all combinations are points. Whole numbers may be a range, "0..9".
+    `samples_per_class` and `n_total` are two ways to give clean images: their values are united, not combined. An
+    attack or a defence may be a mapping from its name to its settings, each with one value or a list.
+
+    Args:
+        path: a YAML file.
+        profile: of the parts that name none; "" is that of `nbtools.settings.default_profile`.
+
+    Raises:
+        ValueError: it lists everything that is wrong: unknown names, empty lists, values out of range.
+        OSError: for a file that can't be read.
+    """
+    text, parts = load(path)
+    problems: list[str] = []
+    points: dict[str, Point] = {}
+    for number, part in enumerate(parts, start=1):
+        found: list[str] = []
+        axes = {"profile": profile or default_profile()} | part
+        points |= {point.id: point for point in _points(axes, found)}
+        problems += [f"part {number}: {problem}" if len(parts) > 1 else problem for problem in found]
+    if problems:
+        raise ValueError(f"{path}:\n" + "\n".join(f"- {problem}" for problem in problems))
+    return Grid(list(points.values()), text)
+
+
+DEFAULTS: dict[str, Any] = {
+    "profile": "",
+    "dataset": "",
+    "architecture": "resnet18",
+    "width": 0,
+    "epochs": 0,
+    "small": False,
+    "seed": 0,
+    "attack": None,
+    "poison_rate": None,
+    "target": 0,
+    "adaptive": "none",
+    "defence": None,
+    "samples_per_class": 10,
+    "n_total": 0,
+    "draw": 0,
+    "glance": False,
+}
+"""Every axis, and the one value that it has where a grid does not name it; None: a grid must."""
+TYPES = {name: type_of(default) for name, default in DEFAULTS.items()} | {"poison_rate": float}
+NAMED = {"attack": ("none", *TRIGGERS), "adaptive": ("none", *ADAPTIVE), "defence": tuple(DEFENCES)}
+"""Axes whose values are a name, or a mapping from one name to settings."""
+KNOWN = {"dataset": ("", *DATASETS), "architecture": tuple(ARCHITECTURES)}
+
+
+def _points(given: Mapping[str, Any], problems: list[str]) -> Iterator[Point]:
+    """The points of one mapping; what is wrong with it is added to `problems`, and then there are none."""
+    if unknown := [name for name in given if name not in DEFAULTS]:
+        problems.append(f"unknown {', '.join(map(repr, unknown))}; known: {', '.join(DEFAULTS)}")
+    axes = {name: [value] for name, value in DEFAULTS.items()}
+    for name in DEFAULTS:
+        if name in given:
+            axes[name] = list(_axis(name, spread(given[name]), problems))
+            problems += [f"{name}: the list is empty"] if given[name] == [] else []
+    made = {name: list(_entries(name, axes[name], problems)) for name in NAMED}
+    amounts = [
+        (each, 0) for each in axes["samples_per_class"] if "samples_per_class" in given or "n_total" not in given
+    ]
+    amounts += [(0, total) for total in axes["n_total"] if total]
+    if not amounts and not problems:
+        problems.append("n_total is 0, and there is no samples_per_class: no clean images are asked for")
+    problems += [f"{name} is missing: {', '.join(NAMED[name])}" for name in ("attack", "defence") if name not in given]
+    if "poison_rate" not in given and any(name != "none" for name, _, _ in made["attack"]):
+        problems.append("poison_rate is missing: a share of the training set, above 0 and at most 1")
+    checked = ["target", "seed", "width", "epochs", "samples_per_class", "n_total", "draw"]
+    checked += ["poison_rate"] if "poison_rate" in given else []
+    for profile, dataset in itertools.product(axes["profile"], axes["dataset"]) if not problems else ():
+        plain = {"profile": profile} | {name: axes[name] for name in checked}
+        _tried(problems, check_parameters, plain, classes_of(dataset or PROFILES[profile].dataset))
+    if problems:
+        return
+    setups = itertools.product(*(axes[field.name] for field in fields(Setup)))
+    models = itertools.product(setups, made["attack"], axes["poison_rate"], axes["target"], made["adaptive"])
+    for setup, (attack, options, _), rate, target, (_, _, adaptive) in models:
+        told = (rate, target, adaptive) if attack != "none" else (0.0, target, None)
+        model = Model(Setup(*setup), attack, options, *told)
+        asked = itertools.product(made["defence"], amounts, axes["draw"], axes["glance"])
+        for (_, _, defence), (each, total), draw, glance in asked:
+            yield Point(model, defence, each, total, draw, glance)
+
+
+def _axis(name: str, values: list[Any], problems: list[str]) -> Iterator[Any]:
+    """An axis' values as its type; what is of another type, unknown or there twice is a problem."""
+    if any(values.count(value) > 1 for value in values):
+        problems.append(f"{name}: a value is there twice")
+    for value in values:
+        if name in NAMED:
+            if isinstance(value, str) or (isinstance(value, dict) and len(value) == 1):
+                yield value
+            else:
+                problems.append(f"{name}: {value!r} is neither a name nor a mapping from one name to settings")
+            continue
+        try:
+            found = fit(value, TYPES[name])
+        except TypeError as error:
+            problems.append(f"{name}: {error}")
+            continue
+        if found not in KNOWN.get(name, (found,)) and not (name == "dataset" and found.startswith(FOLDER)):
+            problems.append(f"{name}: {known(name, found, filter(None, KNOWN[name]))}")
+        else:
+            yield found
+
+
+def spread(value: Any) -> list[Any]:
+    """The values that an entry stands for: those of its list, those of a range "0..9", or the one that it is."""
+    found: list[Any] = []
+    for one in value if isinstance(value, list) else [value]:
+        ends = re.fullmatch(r"(\d+)\.\.(\d+)", one) if isinstance(one, str) else None
+        found += range(int(ends[1]), int(ends[2]) + 1) if ends else [one]
+    return found
+
+
+def _entries(axis: str, values: list[Any], problems: list[str]) -> Iterator[tuple[str, Options, Any]]:
+    """An attack or a defence with each combination of its settings: name, settings, and what they make."""
+    make = {"attack": make_trigger, "defence": make_defence, "adaptive": make_adaptive}[axis]
+    for entry in values:
+        name, settings = next(iter(entry.items())) if isinstance(entry, dict) else (entry or "none", {})
+        settings = {} if settings is None else settings
+        if name not in NAMED[axis] and entry is not None:
+            problems.append(f"{axis}: {known(axis, str(name), NAMED[axis])}")
+        elif not isinstance(settings, dict) or not all(isinstance(setting, str) for setting in settings):
+            problems.append(f"{axis}: the settings of {name} are no mapping from names: {settings!r}")
+        elif name == "none":
+            problems += [f"{axis}: none takes no settings, got {settings!r}"] if settings else []
+            yield "none", (), None
+        else:
+            axes = {setting: [_hashable(one) for one in spread(value)] for setting, value in settings.items()}
+            problems += [f"{axis}: {name}'s list of {n} is empty" for n, found in axes.items() if not found]
+            for chosen in itertools.product(*axes.values()):
+                options = tuple(zip(axes, chosen, strict=True))
+                given = (options,) if axis == "defence" else ()
+                yield name, options, _tried(problems, make, name, *given, **({} if given else dict(options)))
+
+
+def _hashable(value: Any) -> Any:
+    """A list as a tuple: a list within a list is one value."""
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
+def _tried(problems: list[str], make: Any, *arguments: Any, **options: Any) -> Any:
+    """What `make` gives, or None and its complaint among the problems."""
+    try:
+        return make(*arguments, **options)
+    except (ValueError, TypeError) as error:
+        if str(error) not in problems:
+            problems.append(str(error))
+        return None

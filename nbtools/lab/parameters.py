@@ -1,0 +1,97 @@
+"""What the parameters of notebooks and grids may be: ranges and names, checked before any work. No torch here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from nbtools.attacker import ATTACKS
+from nbtools.settings import MIN_WIDTH, PROFILES, default_profile
+from nbtools.values import Range
+from nbtools.wording import known
+
+CLASSES = 10
+"""Of every data set that a profile uses."""
+
+_SHARE = Range("a share of the training set, above 0 and at most 1", 0, 1, above=True)
+_LOW_RATE = Range("0 (none), or a share of the training set, at most 1", 0, 1)
+_STEP = Range("a step in images from 0 to 1: above 0 and at most 1", 0, 1, above=True)
+_MU = Range("0 or more (standard deviations above the layer's mean)")
+_DRAWS = Range("0 (what the profile says), or a number of draws")
+_PER_CLASS = Range("1 or more clean images a class", 1)
+_EPOCHS = "a number of epochs"
+RANGES: dict[str, Range] = {
+    "poison_rate": _SHARE,
+    "low_rate": _LOW_RATE,
+    "zoo_rate": _SHARE,
+    "clean_label_rate": Range("a share of the target class, above 0 and at most 1", 0, 1, above=True),
+    "most_per_class": Range("-1 (none), 0 (what the profile says), or clean images a class", -1),
+    "paper_per_class": _PER_CLASS,
+    "samples_per_class": _PER_CLASS,
+    "counts": _PER_CLASS,
+    "n_total": Range("0 (use samples_per_class), or the number of clean images in all"),
+    "many": Range("0 (what the defender's pool holds), or clean images a class"),
+    "n_images": Range("1 or more images", 1),
+    "patience": Range("0 or more seconds"),
+    "alpha": _STEP,
+    "epsilon": _STEP,
+    "divisors": Range("2 or more: one channel in so many is pruned", 2),
+    "mu": _MU,
+    "mus": _MU,
+    "allowed": Range("a share of the accuracy, from 0 to below 1", 0, math.nextafter(1, 0)),
+    "most": Range("1 or more filters", 1),
+    "weight": Range("above 0: of the attacker's penalty beside the cross-entropy", 0, above=True),
+    "trainings": Range(f"1 or more: {_EPOCHS}", 1),
+    "seed": Range("0 or more, and below 2 to the power of 63", 0, 2**63 - 1),
+    "width": Range(f"0 (what the profile says), or at least {MIN_WIDTH} channels", MIN_WIDTH, also=0),
+    "epochs": Range(f"0 (what the profile says), or {_EPOCHS}"),
+    "draw": Range("the number of a draw, 0 or more, below 2 to the power of 63", 0, 2**63 - 1),
+    "draws": _DRAWS,
+    "whole_draws": _DRAWS,
+}
+
+
+def target_range(classes: int | None) -> Range:
+    """The range of a target class; `classes` is None where only reading the data would tell."""
+    last = "and up" if classes is None else f"to {classes - 1}"
+    return Range(f"a class number, 0 {last}, or -1 for all-to-all", -1, math.inf if classes is None else classes - 1)
+
+
+def check_parameters(parameters: Mapping[str, Any], classes: int | None = CLASSES) -> None:
+    """Refuse a parameter that is out of range or names something unknown, before any work.
+
+    Args:
+        parameters: name to value, or to a list of values.
+        classes: of the data set; None where only reading it would tell.
+
+    Raises:
+        ValueError: it names the parameter, the value, and what is allowed.
+    """
+    for name, value in parameters.items():
+        _check_name(name, value)
+        allowed = target_range(classes) if name == "target" else RANGES.get(name)
+        if allowed and not (value != [] and all(map(allowed.holds, _each(value)))):
+            raise ValueError(f"{name}={value!r} is out of range: {allowed.said}")
+    asked = {name: max(_each(parameters[name])) for name in ("samples_per_class", "n_total") if name in parameters}
+    if not asked:
+        return
+    profile = PROFILES[parameters.get("profile") or default_profile()]
+    for name, most_asked in asked.items():
+        most = profile.reserved // ((classes or 1) if name == "samples_per_class" else 1)
+        if most_asked > most:
+            drawn = f"the defender of profile {profile.name} draws from {profile.reserved:,} images"
+            drawn += f" of {classes} classes" if classes else ""
+            raise ValueError(f"{name}={parameters[name]!r} is out of range: at most {most}, since {drawn}")
+
+
+def _check_name(name: str, value: Any) -> None:
+    """Refuse a profile or an attack that is not there; "" leaves a profile or a second attack open."""
+    there = PROFILES if name == "profile" else ATTACKS if name.endswith(("attack", "attacks")) else ()
+    for one in _each(value) if there else []:
+        if one not in there and not (one == "" and name in ("profile", "hard_attack")):
+            raise ValueError(known(name.removesuffix("s"), one, there))
+
+
+def _each(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]

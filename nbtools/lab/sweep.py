@@ -1,0 +1,199 @@
+"""A grid's points as rows of one table, on Dask: stopped and started again, it does what is missing [ours]."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nbtools.lab import points
+from nbtools.lab.points import Model
+from nbtools.lab.store import Asked, Grid, Store
+from nbtools.wording import duration, last_line
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+
+PATIENCE = "20s"
+"""How long a scheduler may take to answer."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a sweep is spread.
+
+    Args:
+        workers: processes of the cluster that is started; 0 is one a GPU, or one for each `threads` cores.
+        threads: of torch on a CPU, for each point. Sums in another order give other models and masks: rows are the same
+            on any cluster as long as this is.
+        scheduler: the address of a cluster that is there already, such as tcp://10.0.0.5:8786; "" starts one.
+    """
+
+    workers: int = 0
+    threads: int = 1
+    scheduler: str = ""
+
+
+@dataclass
+class Outcome:
+    """What became of a sweep: where the table lies, rows there before, rows measured now, and errors among them."""
+
+    table: Path
+    found: int
+    done: int = 0
+    failed: int = 0
+    interrupted: bool = False
+
+
+def sweep(
+    grid: Grid,
+    store: Store,
+    scale: Scale,
+    data: str = "",
+    retry: bool = False,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Measure a grid's points that have no row yet; one row each, kept as soon as it is there.
+
+    Args:
+        grid: what is asked.
+        store: the sweep's folder.
+        scale: workers, threads, scheduler.
+        data: a folder that holds CIFAR-10; "" looks in the usual places.
+        retry: measure points anew whose row is an error.
+        say: takes one line.
+
+    Returns:
+        What became of it. An interrupt (Ctrl-C) ends it; what was measured stays.
+
+    Raises:
+        ValueError: where another sweep writes to this folder, or no scheduler answers.
+        OSError: where the folder can't be written.
+    """
+    with store.claimed():
+        (store.folder / "grid.yaml").write_text(grid.text, encoding="utf-8")
+        missing = [point for point in grid.points if store.lacks(point, retry)]
+        outcome = Outcome(store.folder / "rows.csv", len(grid.points) - len(missing))
+        try:
+            if missing:
+                with cluster(scale, say) as client:
+                    _work(client, missing, store, scale, data, outcome, say)
+        except KeyboardInterrupt:
+            outcome.interrupted = True
+        finally:
+            store.collect(grid.points)
+    return outcome
+
+
+def lanes(scale: Scale) -> int:
+    """How many points a cluster of our own takes at a time."""
+    return scale.workers or torch.cuda.device_count() or max(1, (os.cpu_count() or 1) // scale.threads)
+
+
+@contextmanager
+def cluster(scale: Scale, say: Callable[[str], None]) -> Iterator[Client]:
+    """A client of the scheduler that was named, or of a cluster on this machine that ends with the context."""
+    from distributed import Client, LocalCluster
+
+    if scale.scheduler:
+        try:
+            client = Client(scale.scheduler, timeout=PATIENCE)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"no Dask scheduler answers at {scale.scheduler}: {error}") from None
+        with client:
+            yield client
+        return
+    workers = lanes(scale)
+    say(f"starting {workers} worker{'s' * (workers > 1)}, threads a point: {scale.threads}")
+    with (
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",  # any free port, for this machine alone
+            memory_limit=0,  # Dask would pause a worker at a share of the machine's memory that one model may need
+            silence_logs=logging.CRITICAL,
+            resources={"GPU": 1} if torch.cuda.is_available() else {},
+        ) as own,
+        Client(own) as client,
+    ):
+        yield client
+
+
+def _work(
+    client: Client,
+    missing: Sequence[Asked],
+    store: Store,
+    scale: Scale,
+    data: str,
+    outcome: Outcome,
+    say: Callable[[str], None],
+) -> None:
+    """Submit models and points, keep each row as it comes, and print a line for it."""
+    from distributed import as_completed
+
+    described: dict[str, Any] = client.scheduler_info()["workers"]
+    # A point and a training take a worker's whole GPU, where workers have said that they have one.
+    gpu = {"GPU": 1} if any(worker["resources"].get("GPU") for worker in described.values()) else {}
+    code, own = points.code(), secrets.token_hex(4)  # on a shared cluster a name may be known from another sweep
+    asked: dict[Future, Asked] = {}
+    models: dict[Model | None, Future | None] = {None: None}
+    names: dict[Future, str] = {}
+    for point in missing:
+        model = point.model
+        if model not in models:
+            key = f"model-{model.id}-{own}"
+            training = client.submit(points.train, model, data, scale.threads, code, key=key, resources=gpu)
+            models[model], names[training] = training, model.name
+        arguments = (models[model], point, data, scale.threads, code)
+        asked[client.submit(_measure, *arguments, key=f"point-{point.id}-{own}", resources=gpu)] = point
+    started, number = time.monotonic(), len(missing)
+    try:
+        for future in as_completed([*names, *asked], raise_errors=False):
+            if future in names:
+                if future.status == "finished" and future.result() > 20:
+                    say(f"{'':>{2 * len(str(number)) + 3}}{names[future]} trained in {duration(future.result())}")
+                continue
+            point = asked.pop(future)
+            row, files = _result(future, point)
+            store.keep(point, row, files)
+            future.release()
+            outcome.done += 1
+            outcome.failed += bool(row["error"])
+            left, places = number - outcome.done, sum(dict(client.nthreads()).values())  # pyright: ignore[reportCallIssue, reportArgumentType]
+            rest = duration((time.monotonic() - started) / outcome.done * left)
+            told = f"{outcome.done:>{len(str(number))}}/{number}  {_line(point, row)}"
+            say(f"{told}  | {min(left, places)} running, {outcome.failed} failed, about {rest} left")
+    except KeyboardInterrupt:
+        client.cancel([*names, *asked])
+        raise
+
+
+def _measure(_ready: float | None, point: Asked, data: str, threads: int, code: str) -> Any:
+    """A point's row and files, once its model is there."""
+    return point.measure(data, threads, code)
+
+
+def _result(future: Future, point: Asked) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The row and files of a point that ended, however it did."""
+    if future.status == "finished":
+        return future.result()
+    error: Any = future.exception() if future.status == "error" else RuntimeError("cancelled by the scheduler")
+    return point.columns() | {"error": last_line(error)}, {}
+
+
+def _line(point: Asked, row: dict[str, Any]) -> str:
+    """A row in a line's width."""
+    if row["error"]:
+        return f"{point.name:<48} {row['error']}"
+    numbers = f"ACC {row['acc_after']:5.1f} ASR {row['asr_after']:5.1f} " if "acc_after" in row else ""
+    return f"{point.name:<48} {numbers}{duration(row['wall']):>10}"

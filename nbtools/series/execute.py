@@ -1,0 +1,159 @@
+"""One notebook, executed by papermill in a fresh kernel of this very interpreter, stamped, as .ipynb and HTML."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nbtools.series import notebooks, stamp
+from nbtools.settings import ROOT
+from nbtools.wording import last_line
+
+# nbconvert can drop an input but not fold it: solutions stay one click away, as in the book. The scripts that its page
+# would fetch from the network (MathJax, Mermaid, RequireJS) are left out: nothing here needs them.
+FOLDED_TEMPLATE = """{% extends 'lab/index.html.j2' %}
+{% block html_head_js %}{% endblock %}
+{% block html_head_js_mathjax %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+{% block input_group %}{% if 'hide-input' in cell.metadata.get('tags', []) %}<details><summary>Show the code</summary>
+{{ super() }}</details>{% else %}{{ super() }}{% endif %}{% endblock input_group %}"""
+
+
+class NotebookFailed(Exception):
+    """A notebook stopped; the text names the cell and the last line of its error."""
+
+
+@contextmanager
+def this_kernel(environment: Mapping[str, str]) -> Iterator[str]:
+    """Give Jupyter a kernel that is this very interpreter with `environment` on top, and yield its name.
+
+    An installed "python3" kernel may belong to another Python; a specification in a folder of its own, first on
+    JUPYTER_PATH, cannot.
+    """
+    from ipykernel.kernelspec import get_kernel_dict
+
+    with tempfile.TemporaryDirectory(prefix="nbtools-kernel-") as folder:
+        spec = Path(folder) / "kernels" / "python3" / "kernel.json"
+        spec.parent.mkdir(parents=True)
+        # The kernel's own log tells of sockets, at every interrupt; what goes wrong in a cell comes through its output.
+        described = get_kernel_dict(extra_arguments=["--log-level=CRITICAL"]) | {"display_name": "Python 3"}
+        # The kernel imports the same nbtools as this process, installed or not.
+        package = str(ROOT)
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        spec.write_text(json.dumps(described | {"env": {"PYTHONPATH": path} | dict(environment)}))
+        before = os.environ.get("JUPYTER_PATH")
+        os.environ["JUPYTER_PATH"] = os.pathsep.join([folder, before] if before else [folder])
+        try:
+            yield "python3"
+        finally:
+            if before is None:
+                del os.environ["JUPYTER_PATH"]
+            else:
+                os.environ["JUPYTER_PATH"] = before
+
+
+def run_one(
+    source: Path, profile: str, values: Mapping[str, Any], merged: Mapping[str, Any], out: Path, write: bool
+) -> None:
+    """Run one notebook; leaves <stem>.ipynb and <stem>.html in `out`, or <stem>.failed.ipynb.
+
+    values: the parameters that differ from the notebook's defaults. merged: all of them, for the stamp.
+    out: the run's folder, absolute. write: also write the executed pair that is committed.
+    Raises NotebookFailed with the cell and the last line of its error. An interrupt leaves <stem>.partial.ipynb.
+    """
+    import papermill
+
+    stem, started = source.stem, time.monotonic()
+    partial, failed = out / f"{stem}.partial.ipynb", out / f"{stem}.failed.ipynb"
+    failed.unlink(missing_ok=True)
+    script = notebooks.read_script(source)
+    folder = notebooks.committed_path(source).parent
+    try:
+        with this_kernel({"NBTOOLS_OUT": str(out), "NBTOOLS_NOTEBOOK": stem}) as kernel:
+            executed = papermill.execute_notebook(
+                script,
+                partial,
+                dict(values),
+                kernel_name=kernel,
+                progress_bar=False,
+                cwd=folder,
+            )
+        facts = stamp.make_stamp(profile, merged, notebooks.source_hash(script), time.monotonic() - started)
+        stamp.finish(executed, facts, values)
+        _replace(out / f"{stem}.html", html(executed, stem))
+        _replace(out / f"{stem}.ipynb", _json(executed))
+        partial.unlink()
+        if write:
+            stamp.scrub(executed, stamp.hidden_places(out))
+            _replace(notebooks.committed_path(source), _json(executed))
+    except Exception as error:  # whatever stops a notebook ends as one line; the failed notebook holds the rest
+        where = _where(error, partial)
+        if partial.exists():
+            partial.replace(failed)
+        raise NotebookFailed(f"{where}: {last_line(error)}") from error
+
+
+def _where(error: Exception, partial: Path) -> str:
+    """Return "in cell n", n as in the notebook's In [n], or that the error came from outside the cells."""
+    if number := getattr(error, "exec_count", None):
+        return f"in cell {number}"
+    try:
+        cells = json.loads(partial.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError):
+        return "outside its cells"
+    states = [cell["metadata"].get("papermill", {}).get("status") for cell in cells if cell["cell_type"] == "code"]
+    ran = len(states) - states.count("pending")
+    # papermill calls every waiting cell completed when a kernel dies, so a full count says nothing.
+    return f"in cell {ran}" if 0 < ran < len(states) else "outside its cells"
+
+
+def html(notebook: Any, title: str) -> str:
+    """Return an executed notebook as one HTML page, remove-cell cells left out, hide-input inputs folded.
+
+    It needs no network: equations become MathML, which browsers draw by themselves.
+    """
+    from jinja2 import DictLoader, pass_context
+    from latex2mathml.converter import convert
+    from nbconvert import HTMLExporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+    from traitlets.config import Config
+
+    class Renderer(IPythonRenderer):
+        def block_math(self, body: str) -> str:
+            return convert(body, display="block")
+
+        def inline_math(self, body: str) -> str:
+            return convert(body)
+
+    config = Config()
+    config.TagRemovePreprocessor.enabled = True
+    config.TagRemovePreprocessor.remove_cell_tags = {"remove-cell"}
+    exporter = HTMLExporter(config=config, extra_loaders=[DictLoader({"folded.html.j2": FOLDED_TEMPLATE})])
+    exporter.template_file = "folded.html.j2"
+    renderer = Renderer(escape=False)
+    exporter.register_filter(
+        "markdown2html", pass_context(lambda _context, source: MarkdownWithMath(renderer=renderer).render(source))
+    )
+    body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
+    return body
+
+
+def _json(notebook: Any) -> str:
+    """Return a notebook as the text of its file."""
+    import nbformat
+
+    return nbformat.writes(notebook, version=nbformat.NO_CONVERT) + "\n"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file under a temporary name and move it into place, so that nothing half-written bears the final name."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,171 @@
+"""What a value may be, told once for `-p`, `-s` and grids: how it is typed, its type, its range. No torch here."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+def parse(text: str) -> Any:
+    """The Python literal that a text spells (3, 5e-2, True, [1, 2]), or the text itself where it spells none."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def type_of(value: Any) -> Any:
+    """A value's type as an annotation has it: `int`, `list[int | str]`; `Any` for None and an empty list's parts."""
+    if value is None:
+        return Any
+    if isinstance(value, list | tuple):
+        inner = tuple(dict.fromkeys(type_of(part) for part in value)) or (Any,)
+        return tuple[Union[inner], ...] if isinstance(value, tuple) else list[Union[inner]]  # noqa: UP007
+    return type(value)
+
+
+def said(wanted: Any) -> str:
+    """An annotation as people say it: "int", "list of int or str", "None or a float"."""
+    options = options_of(wanted)
+    if len(options) > 1:
+        return " or ".join(sorted(said(option) for option in options))
+    origin, inner = get_origin(wanted), get_args(wanted)
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin in (list, tuple) and inner:
+        parts = Union[tuple(part for part in inner if part is not ...)]  # noqa: UP007
+        return origin.__name__ if parts is Any else f"{origin.__name__} of {said(parts)}"
+    if origin is not None:
+        return str(wanted)
+    return "None" if wanted is type(None) else str(getattr(wanted, "__name__", wanted))
+
+
+def options_of(wanted: Any) -> tuple[Any, ...]:
+    """The annotations that a union joins; of anything else, itself alone."""
+    return get_args(wanted) if get_origin(wanted) in (Union, types.UnionType) else (wanted,)
+
+
+def fit(value: Any, wanted: Any) -> Any:
+    """A value as the wanted type.
+
+    A whole number may stand for a float, a list for a tuple and the other way round, and a text for what it spells
+    where no text is wanted (YAML takes 5e-2 for one). A bool is no number, and a number is finite.
+
+    Args:
+        value: any.
+        wanted: an annotation: a plain type, a union, a Literal, or list, tuple and dict of these.
+
+    Raises:
+        TypeError: where it is of another type.
+    """
+    options = options_of(wanted)
+    if Any in options or (value is None and type(None) in options):
+        return value
+    for option in options:
+        if dataclasses.is_dataclass(option) and isinstance(option, type) and isinstance(value, option):
+            return value
+        try:
+            return _fit_one(value, option)
+        except (TypeError, ValueError):
+            continue
+    if isinstance(value, str) and str not in options and not isinstance(literal := parse(value), str):
+        return fit(literal, wanted)
+    raise TypeError(f"{value!r} is not {said(wanted)}")
+
+
+def _fit_one(value: Any, wanted: Any) -> Any:
+    origin, inner = get_origin(wanted), get_args(wanted)
+    if origin is Literal and value in inner:
+        return value
+    if wanted is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if wanted in (int, bool, str) and type(value) is wanted:
+        return value
+    if (origin or wanted) in (list, tuple) and isinstance(value, list | tuple):
+        parts = inner or (Any,)
+        if (origin or wanted) is list:
+            return [fit(part, parts[0]) for part in value]
+        each = parts[:1] * len(value) if parts[-1:] == (...,) or not inner else parts
+        return tuple(fit(part, one) for part, one in zip(value, each, strict=True))
+    if (origin or wanted) in (dict, Mapping) and isinstance(value, dict):
+        names, parts = inner or (Any, Any)
+        return {fit(name, names): fit(part, parts) for name, part in value.items()}
+    raise TypeError
+
+
+def build(kind: type, given: Mapping[str, Any], name: str, base: Any = None, path: str = "") -> Any:
+    """An instance of a dataclass from values as people give them.
+
+    Args:
+        kind: the dataclass; its own checks say which values it takes.
+        given: field to value, see `fit`; "fine_tune.lr" is a field of a field.
+        name: of what is built, for messages.
+        base: whose values the fields have that are not given; None: the defaults.
+        path: where this is a field itself, its name and a dot.
+
+    Raises:
+        ValueError: for an unknown field or a wrong type, with what there is; and as the dataclass.
+    """
+    hints = get_type_hints(kind)
+    base = kind() if base is None else base
+    values: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {}
+    for field, value in given.items():
+        first, _, rest = field.partition(".")
+        nested = _dataclass_in(hints[first]) if first in hints else None
+        if first not in hints or (rest and nested is None):
+            there = ", ".join(f"{path}{f.name} = {getattr(base, f.name)!r}" for f in dataclasses.fields(base))
+            raise ValueError(f"{name} has no setting {path + field!r}; it has {there or 'none'}")
+        if rest:
+            inner.setdefault(first, {})[rest] = value
+            continue
+        try:
+            values[first] = fit(value, hints[first])
+        except TypeError:
+            takes = f"None, or settings such as {path}{first}.{dataclasses.fields(nested)[0].name}" if nested else ""
+            raise ValueError(
+                f"{name}'s {path}{first} takes {takes or said(hints[first])}, got {value!r}; "
+                f"by default it is {getattr(base, first)!r}"
+            ) from None
+    for first, parts in inner.items():
+        if first in values:
+            raise ValueError(f"{path}{first} and {path}{first}.{next(iter(parts))} exclude each other")
+        nested = _dataclass_in(hints[first])
+        assert nested is not None
+        values[first] = build(nested, parts, name, getattr(base, first), f"{path}{first}.")
+    return dataclasses.replace(base, **values)
+
+
+def _dataclass_in(wanted: Any) -> type | None:
+    return next(
+        (part for part in options_of(wanted) if dataclasses.is_dataclass(part) and isinstance(part, type)), None
+    )
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which numbers are allowed.
+
+    Args:
+        said: the range in words, and what the number counts.
+        least, most: the ends, both allowed.
+        above: whether `least` itself is not.
+        also: a number outside that is allowed as well, since it stands for something else.
+    """
+
+    said: str
+    least: float = 0
+    most: float = math.inf
+    above: bool = False
+    also: float | None = None
+
+    def holds(self, number: Any) -> bool:
+        """Whether a number is allowed."""
+        if self.also is not None and number == self.also:
+            return True
+        return (number > self.least if self.above else number >= self.least) and number <= self.most
