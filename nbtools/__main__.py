@@ -47,24 +47,29 @@ def run(
 ) -> None:
     """Run notebooks in order, all of them when none is named.
 
-    A notebook is named by its stem (02_spectral_norm), its number (02) or its file. Results go to --out, by default
-    runs/<profile>/<time>: the executed notebooks, their HTML, and the rows that they save.
+    A notebook is named by its stem (02_spectral_norm), its number (02) or its file; a file that was edited runs as it
+    lies. Results go to --out, by default runs/<profile>/<time>: the executed notebooks, their HTML, and the rows that
+    they save.
 
     \b
     python -m nbtools run                                  the whole series
-    python -m nbtools run 06 --profile laptop -p mu 2.5    one notebook, one parameter changed
+    python -m nbtools run 06 --profile quick -p draws 2    one notebook, one parameter changed
     """
     from nbtools.series import notebooks
-    from nbtools.series.run import new_folder, run_series
-    from nbtools.series.run import plan as make_plan
+    from nbtools.series.edits import take_edits
+    from nbtools.series.plan import plan as make_plan
 
     _settle_folders(data)
     try:
         folder = (folder or notebooks.source_folder()).resolve()
-        plan = make_plan(names, profile, given, folder)
+        plan = make_plan(names, profile, given, folder, write)
+        from nbtools.series.run import new_folder, run_series
+
         if out is None:
             out = new_folder(plan.profile, folder.parent.parent)
         out.mkdir(parents=True, exist_ok=True)
+        for notebook, script in plan.edits.items():
+            take_edits(notebook, script)
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from None
     except KeyboardInterrupt:
@@ -123,7 +128,9 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--strides", metavar="A,B,C,D,E", type=Numbers(5, int, 1, 4), help="Of stem and stages. Default: 1,1,2,2,2."
 )
-@click.option("--size", metavar="PIXELS", type=Size(), help="Resize to 32, or 64x48. Default: the first image's size.")
+@click.option(
+    "--size", metavar="PIXELS", type=Size(), help="Resize to 32, or 64x48. Default: the size that most images have."
+)
 @click.option("--key", metavar="NAME", help="Where the weights lie in the file, if it holds several sets.")
 @click.option(
     "--held-back", default=0.2, show_default=True, metavar="SHARE", help="Of each class, to measure with alone."
@@ -131,12 +138,14 @@ _FILE = click.Path(path_type=Path)
 @click.option("--references", metavar="FILE", type=_FILE, help="The detector's statistic of clean models, JSON or CSV.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: the GPU where there is one.")
 @click.option("--force", is_flag=True, help="Replace what is already at --out.")
+@click.option("--anyway", is_flag=True, help="Go on where the model is right no more often than chance.")
 def defend(**given: Any) -> None:
     """Clean a model of yours: a checkpoint and clean images in; a repaired checkpoint, a page and a card out.
 
     The file's names may have prefixes (module.), its weights half precision; it is written back in the form it came in.
     The images, FOLDER/CLASS/*.png, are those of the model's own classes, in the order of the names (2 before 10), or of
-    the lines of FOLDER/classes.txt. Nothing is sent anywhere, and no code in the checkpoint is run.
+    the lines of FOLDER/classes.txt. A model that is right on them no more often than chance is not repaired. Nothing is
+    sent anywhere, and no code in the checkpoint is run.
 
     \b
     python -m nbtools defend --model net.pt --arch resnet18 --images clean --out repaired.pt
@@ -154,9 +163,11 @@ def defend(**given: Any) -> None:
         if given["device"] == "cuda" and not torch.cuda.is_available():
             raise click.UsageError("--device cuda: this machine has no GPU that PyTorch can use")
         try:
-            job = prepare(Request(**given))
+            job = prepare(Request(**given), click.echo)
         except (ValueError, OSError) as error:
             raise Refused(str(error)) from None
+        except torch.OutOfMemoryError as error:
+            raise click.ClickException(f"{error}. Nothing was written.") from None
         try:
             card = repair(job, click.echo)
         except (ValueError, OSError, DivergedError, torch.OutOfMemoryError) as error:
@@ -164,7 +175,8 @@ def defend(**given: Any) -> None:
     except KeyboardInterrupt:
         click.echo("Interrupted; nothing was written.")
         sys.exit(130)
-    for line in [*card["verdict"], *(f"Note: {warning}" for warning in card["warnings"])]:
+    late = [f"Warning: {warning}" for warning in card["warnings"] if warning not in job.warnings]
+    for line in [*card["verdict"], *late]:
         click.echo(line)
     for name, path in zip(("Page", "Card", "Model"), job.outputs, strict=True):
         click.echo(f"{name:<6} {path}")

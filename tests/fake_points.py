@@ -1,4 +1,4 @@
-"""Points of a sweep that measure nothing: they add, wait, fail or kill their worker. Workers import this module."""
+"""Points and tasks that measure nothing: they add, wait, fail or kill their worker. Workers import this module."""
 
 from __future__ import annotations
 
@@ -41,3 +41,33 @@ class Sum:
             os.kill(os.getpid(), signal.SIGKILL)
         row = self.columns() | {"sum": self.number + 1, "threads": threads, "wall": 0.0, "error": ""}
         return row, {"saved.csv": f"a\n{self.number}\n".encode()} if self.does == "save" else {}
+
+
+def meet(mine: Path, other: Path) -> None:
+    """A task that ends only when another runs at the same time."""
+    mine.touch()
+    deadline = time.monotonic() + 60
+    while not other.exists():
+        assert time.monotonic() < deadline, "the other did not come"
+        time.sleep(0.02)
+
+
+def fail() -> None:
+    """A task that fails."""
+    raise ValueError("mu is wrong")
+
+
+def die() -> None:
+    """A task whose process is killed."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleep(told: Path) -> None:
+    """A task that does not end by itself and says in which process it runs."""
+    told.write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def threads() -> str | None:
+    """What the process's libraries are told about threads."""
+    return os.environ.get("OMP_NUM_THREADS")

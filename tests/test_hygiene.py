@@ -11,6 +11,7 @@ import pytest
 from papermill.translators import PythonTranslator
 
 from nbtools.series import notebooks
+from nbtools.series.arguments import parameters_of
 
 ROOT = Path(__file__).parent.parent
 SOURCES = notebooks.find_sources(ROOT / "notebooks" / "src")
@@ -87,7 +88,7 @@ def test_importing_the_command_line_is_light() -> None:
 @each_source
 def test_parameters_are_literals_with_a_comment(source: Path) -> None:
     script = notebooks.read_script(source)
-    declared = notebooks.parameters_of(script, source.stem)
+    declared = parameters_of(source)
     assert declared, "a notebook has a cell tagged parameters"
     assert [name for name, parameter in declared.items() if not parameter.comment] == []
     (cell,) = [cell for cell in script.cells if "parameters" in cell.metadata.get("tags", [])]
@@ -125,4 +126,4 @@ def test_committed_output_is_clean(source: Path) -> None:
 def test_stamp_is_complete(source: Path) -> None:
     stamp = json.loads(notebooks.committed_path(source).read_text(encoding="utf-8"))["metadata"]["nbtools"]
     assert set(stamp) == {"profile", "parameters", "sha256", "seconds", "hardware", "versions", "date"}
-    assert set(stamp["parameters"]) == set(notebooks.parameters_of(notebooks.read_script(source), source.stem))
+    assert set(stamp["parameters"]) == set(parameters_of(source))

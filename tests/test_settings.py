@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, replace
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,9 +57,18 @@ def test_a_narrowed_network_is_narrow_halves_early_and_is_shown_whole_images() -
 
 
 @pytest.mark.parametrize(("there", "profile", "device"), [(True, "paper", "cuda"), (False, "quick", "cpu")])
-def test_a_gpu_decides_the_defaults(monkeypatch: pytest.MonkeyPatch, there: bool, profile: str, device: str) -> None:
+def test_a_gpu_and_the_data_decide_the_defaults(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, there: bool, profile: str, device: str
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(settings, "ROOT", tmp_path)
+    monkeypatch.delenv("NBTOOLS_DATA", raising=False)
+    assert default_profile() == "quick", "what is not there can't be the default"
+    (tmp_path / "data" / settings.CIFAR10).mkdir(parents=True)
     assert default_profile() == profile and default_device() == torch.device(device)
+    monkeypatch.setenv("NBTOOLS_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(settings, "ROOT", tmp_path / "elsewhere")
+    assert default_profile() == profile
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])

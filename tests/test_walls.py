@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "data": {"settings"},
     "networks": {"data", "settings"},
     # The three parties do not see each other's cards; only the evaluator holds the trigger as well.
-    "attacker": {"networks", "data", "settings"},
+    "attacker": {"networks", "data", "settings", "values", "wording"},
     "defender": {"networks", "data", "settings", "values", "wording"},
     "evaluator": {"attacker", "networks", "data", "settings"},
     # The laboratory is the only place where all three meet.

@@ -103,7 +103,7 @@ DEFAULTS: dict[str, Any] = {
 TYPES = {name: type_of(default) for name, default in DEFAULTS.items()} | {"poison_rate": float}
 NAMED = {"attack": ("none", *TRIGGERS), "adaptive": ("none", *ADAPTIVE), "defence": tuple(DEFENCES)}
 """Axes whose values are a name, or a mapping from one name to settings."""
-KNOWN = {"dataset": ("", *DATASETS), "architecture": tuple(ARCHITECTURES)}
+KNOWN = {"profile": tuple(PROFILES), "dataset": ("", *DATASETS), "architecture": tuple(ARCHITECTURES)}
 
 
 def _points(given: Mapping[str, Any], problems: list[str]) -> Iterator[Point]:

@@ -59,30 +59,32 @@ def target_range(classes: int | None) -> Range:
 
 
 def check_parameters(parameters: Mapping[str, Any], classes: int | None = CLASSES) -> None:
-    """Refuse a parameter that is out of range or names something unknown, before any work.
+    """Refuse a parameter that is out of range, names something unknown, or asks for more images than there are.
 
     Args:
-        parameters: name to value, or to a list of values.
+        parameters: name to value, or to a list of values; "profile" says how many images there are.
         classes: of the data set; None where only reading it would tell.
 
     Raises:
         ValueError: it names the parameter, the value, and what is allowed.
     """
+    check_ranges(parameters, classes)
+    profile = PROFILES[parameters.get("profile") or default_profile()]
+    for name, parts in (("samples_per_class", classes or 1), ("n_total", 1)):
+        most = profile.reserved // parts
+        if max(_each(parameters.get(name, 0))) > most:
+            drawn = f"the defender of profile {profile.name} draws from {profile.reserved:,} images"
+            drawn += f" of {classes} classes" if classes else ""
+            raise ValueError(f"{name}={parameters[name]!r} is out of range: at most {most}, since {drawn}")
+
+
+def check_ranges(parameters: Mapping[str, Any], classes: int | None = CLASSES) -> None:
+    """The part of `check_parameters` that depends on no profile: quick, since it needs no torch."""
     for name, value in parameters.items():
         _check_name(name, value)
         allowed = target_range(classes) if name == "target" else RANGES.get(name)
         if allowed and not (value != [] and all(map(allowed.holds, _each(value)))):
             raise ValueError(f"{name}={value!r} is out of range: {allowed.said}")
-    asked = {name: max(_each(parameters[name])) for name in ("samples_per_class", "n_total") if name in parameters}
-    if not asked:
-        return
-    profile = PROFILES[parameters.get("profile") or default_profile()]
-    for name, most_asked in asked.items():
-        most = profile.reserved // ((classes or 1) if name == "samples_per_class" else 1)
-        if most_asked > most:
-            drawn = f"the defender of profile {profile.name} draws from {profile.reserved:,} images"
-            drawn += f" of {classes} classes" if classes else ""
-            raise ValueError(f"{name}={parameters[name]!r} is out of range: at most {most}, since {drawn}")
 
 
 def _check_name(name: str, value: Any) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nbtools.lab import points
+from nbtools.lab.cluster import cluster, cores
 from nbtools.lab.points import Model
 from nbtools.lab.store import Asked, Grid, Store
 from nbtools.wording import duration, last_line
 
 if TYPE_CHECKING:
     from distributed import Client, Future
-
-
-PATIENCE = "20s"
-"""How long a scheduler may take to answer."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +79,9 @@ def sweep(
         outcome = Outcome(store.folder / "rows.csv", len(grid.points) - len(missing))
         try:
             if missing:
-                with cluster(scale, say) as client:
+                if not scale.scheduler:
+                    say(f"starting {lanes(scale)} worker{'s' * (lanes(scale) > 1)}, threads a point: {scale.threads}")
+                with cluster(lanes(scale), scale.scheduler) as client:
                     _work(client, missing, store, scale, data, outcome, say)
         except KeyboardInterrupt:
             outcome.interrupted = True
@@ -96,37 +92,7 @@ def sweep(
 
 def lanes(scale: Scale) -> int:
     """How many points a cluster of our own takes at a time."""
-    return scale.workers or torch.cuda.device_count() or max(1, (os.cpu_count() or 1) // scale.threads)
-
-
-@contextmanager
-def cluster(scale: Scale, say: Callable[[str], None]) -> Iterator[Client]:
-    """A client of the scheduler that was named, or of a cluster on this machine that ends with the context."""
-    from distributed import Client, LocalCluster
-
-    if scale.scheduler:
-        try:
-            client = Client(scale.scheduler, timeout=PATIENCE)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"no Dask scheduler answers at {scale.scheduler}: {error}") from None
-        with client:
-            yield client
-        return
-    workers = lanes(scale)
-    say(f"starting {workers} worker{'s' * (workers > 1)}, threads a point: {scale.threads}")
-    with (
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address="127.0.0.1:0",  # any free port, for this machine alone
-            memory_limit=0,  # Dask would pause a worker at a share of the machine's memory that one model may need
-            silence_logs=logging.CRITICAL,
-            resources={"GPU": 1} if torch.cuda.is_available() else {},
-        ) as own,
-        Client(own) as client,
-    ):
-        yield client
+    return scale.workers or cores(scale.threads, torch.cuda.device_count())
 
 
 def _work(

@@ -28,10 +28,10 @@ class NotebookFailed(Exception):
 
 
 @contextmanager
-def this_kernel(environment: Mapping[str, str]) -> Iterator[str]:
-    """Give Jupyter a kernel that is this very interpreter with `environment` on top, and yield its name.
+def this_kernel(out: Path) -> Iterator[None]:
+    """While the context lasts, Jupyter's "python3" is this very interpreter, whose notebooks save their rows in `out`.
 
-    An installed "python3" kernel may belong to another Python; a specification in a folder of its own, first on
+    An installed kernel of that name may belong to another Python; a specification in a folder of its own, first on
     JUPYTER_PATH, cannot.
     """
     from ipykernel.kernelspec import get_kernel_dict
@@ -42,13 +42,12 @@ def this_kernel(environment: Mapping[str, str]) -> Iterator[str]:
         # The kernel's own log tells of sockets, at every interrupt; what goes wrong in a cell comes through its output.
         described = get_kernel_dict(extra_arguments=["--log-level=CRITICAL"]) | {"display_name": "Python 3"}
         # The kernel imports the same nbtools as this process, installed or not.
-        package = str(ROOT)
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        spec.write_text(json.dumps(described | {"env": {"PYTHONPATH": path} | dict(environment)}))
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        spec.write_text(json.dumps(described | {"env": {"PYTHONPATH": path, "NBTOOLS_OUT": str(out)}}))
         before = os.environ.get("JUPYTER_PATH")
         os.environ["JUPYTER_PATH"] = os.pathsep.join([folder, before] if before else [folder])
         try:
-            yield "python3"
+            yield
         finally:
             if before is None:
                 del os.environ["JUPYTER_PATH"]
@@ -59,10 +58,10 @@ def this_kernel(environment: Mapping[str, str]) -> Iterator[str]:
 def run_one(
     source: Path, profile: str, values: Mapping[str, Any], merged: Mapping[str, Any], out: Path, write: bool
 ) -> None:
-    """Run one notebook; leaves <stem>.ipynb and <stem>.html in `out`, or <stem>.failed.ipynb.
+    """Run one notebook, inside `this_kernel`; leaves <stem>.ipynb and <stem>.html in `out`, or <stem>.failed.ipynb.
 
-    values: the parameters that differ from the notebook's defaults. merged: all of them, for the stamp.
-    out: the run's folder, absolute. write: also write the executed pair that is committed.
+    source: a percent script, or a notebook. values: the parameters that differ from its defaults. merged: all of them,
+    for the stamp. out: the run's folder, absolute. write: also write the executed pair that is committed.
     Raises NotebookFailed with the cell and the last line of its error. An interrupt leaves <stem>.partial.ipynb.
     """
     import papermill
@@ -70,18 +69,17 @@ def run_one(
     stem, started = source.stem, time.monotonic()
     partial, failed = out / f"{stem}.partial.ipynb", out / f"{stem}.failed.ipynb"
     failed.unlink(missing_ok=True)
-    script = notebooks.read_script(source)
-    folder = notebooks.committed_path(source).parent
+    script = notebooks.read_source(source)
+    committed = notebooks.committed_path(source)
     try:
-        with this_kernel({"NBTOOLS_OUT": str(out), "NBTOOLS_NOTEBOOK": stem}) as kernel:
-            executed = papermill.execute_notebook(
-                script,
-                partial,
-                dict(values),
-                kernel_name=kernel,
-                progress_bar=False,
-                cwd=folder,
-            )
+        executed = papermill.execute_notebook(
+            script,
+            partial,
+            dict(values),
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=committed.parent,
+        )
         facts = stamp.make_stamp(profile, merged, notebooks.source_hash(script), time.monotonic() - started)
         stamp.finish(executed, facts, values)
         _replace(out / f"{stem}.html", html(executed, stem))
@@ -89,12 +87,12 @@ def run_one(
         partial.unlink()
         if write:
             stamp.scrub(executed, stamp.hidden_places(out))
-            _replace(notebooks.committed_path(source), _json(executed))
+            _replace(committed, _json(executed))
     except Exception as error:  # whatever stops a notebook ends as one line; the failed notebook holds the rest
         where = _where(error, partial)
         if partial.exists():
             partial.replace(failed)
-        raise NotebookFailed(f"{where}: {last_line(error)}") from error
+        raise NotebookFailed(f"{where}: {last_line(error)}") from None
 
 
 def _where(error: Exception, partial: Path) -> str:

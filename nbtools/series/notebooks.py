@@ -1,31 +1,18 @@
 """The notebooks as files: percent scripts in notebooks/src, executed pairs in notebooks, and that both are equal."""
 
-import ast
 import hashlib
-import io
 import json
 import os
 import re
-import tokenize
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nbtools.settings import ROOT
 from nbtools.wording import known
 
-# Cells that a run adds: they stand in the executed notebook only, never in the percent script.
+# Cells that a run adds: they stand in an executed notebook only, never in the percent script.
 ADDED_TAGS = frozenset({"injected-parameters", "stamp"})
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One line of a notebook's parameters cell: name, default (a literal) and the comment behind it ("" if none)."""
-
-    name: str
-    default: Any
-    comment: str
 
 
 def source_folder() -> Path:
@@ -44,7 +31,8 @@ def find_sources(folder: Path) -> list[Path]:
 def choose(names: Iterable[str], folder: Path) -> list[Path]:
     """Return the percent scripts that `names` name, in the order given, each once; all of `folder` when none is named.
 
-    names: each a stem ("02_spectral_norm"), a number ("02" or "2") or a path of a percent script.
+    names: each a stem ("02_spectral_norm"), a number ("02" or "2") or the path of a percent script or a notebook; one
+    whose cells are its script's stands for the script.
     Raises ValueError for a name that names nothing, and for an empty folder.
     """
     sources = find_sources(folder)
@@ -66,8 +54,11 @@ def _choose_one(name: str, sources: list[Path]) -> Path:
                 return path
     path = Path(name)
     if path.suffix == ".ipynb" and path.stem in by_stem:
-        return by_stem[path.stem]
-    if path.suffix == ".py" and path.is_file():
+        script = by_stem[path.stem]
+        # A notebook that was edited runs as it lies; so does a copy of it elsewhere.
+        same = not path.is_file() or source_cells(read_source(path)) == source_cells(read_script(script))
+        return script if same else path.resolve()
+    if path.suffix in (".py", ".ipynb") and path.is_file():
         return path.resolve()
     raise ValueError(known("notebook", name, by_stem))
 
@@ -82,54 +73,40 @@ def read_script(source: Path) -> Any:
     """Return a percent script as a notebook without outputs, its cell ids derived from the text: reruns keep them."""
     import jupytext
 
-    notebook = jupytext.read(source, fmt="py:percent")
+    return bare(jupytext.read(source, fmt="py:percent"))
+
+
+def bare(notebook: Any) -> Any:
+    """Return a notebook with nothing but its cells' types, texts and tags, in place."""
     notebook.metadata.clear()
     notebook.metadata.kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for index, cell in enumerate(notebook.cells):
+        tags = cell.metadata.get("tags", [])
+        cell.metadata.clear()
+        if tags:
+            cell.metadata.tags = list(tags)
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
         cell.id = f"{index:03d}-{hashlib.sha256(cell.source.encode()).hexdigest()[:8]}"
     return notebook
 
 
-def parameters_of(notebook: Any, stem: str) -> dict[str, Parameter]:
-    """Return the parameters that a notebook declares, by name, in order; empty when it has no parameters cell.
+def read_source(path: Path) -> Any:
+    """Return a percent script, or the author's cells of a notebook, as a notebook without outputs.
 
-    Raises ValueError when the cell tagged "parameters" holds anything but `name = literal` lines, or when there are two
-    such cells.
+    Raises ValueError for a notebook that can't be read.
     """
-    cells = [cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    if len(cells) > 1:
-        raise ValueError(f"{stem} has {len(cells)} cells tagged parameters; one is allowed.")
-    if not cells:
-        return {}
+    import nbformat
+
+    if path.suffix != ".ipynb":
+        return read_script(path)
     try:
-        statements = ast.parse(cells[0]).body
-    except SyntaxError as error:
-        raise ValueError(f"{stem}: the parameters cell is not Python: {error.msg}, line {error.lineno}.") from None
-    comments = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(cells[0]).readline)
-        if token.type == tokenize.COMMENT
-    }
-    found = {}
-    for statement in statements:
-        try:
-            name, value = _assignment(statement)
-        except ValueError:
-            text = ast.unparse(statement)
-            raise ValueError(f"{stem}: the parameters cell may hold only `name = literal`, not `{text}`.") from None
-        found[name] = Parameter(name, value, comments.get(statement.end_lineno or statement.lineno, ""))
-    return found
-
-
-def _assignment(statement: ast.stmt) -> tuple[str, Any]:
-    """Return name and value of `name = literal` or `name: type = literal`; raises ValueError for anything else."""
-    match statement:
-        case ast.Assign(targets=[ast.Name(id=name)], value=value):
-            return name, ast.literal_eval(value)
-        case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
-            return name, ast.literal_eval(value)
-    raise ValueError
+        found = nbformat.read(path, as_version=4)
+    except (ValueError, AttributeError, nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
+        raise ValueError(f"{path} can't be read as a notebook: {error}") from None
+    cells = [cell for cell in found.cells if not ADDED_TAGS & set(cell.metadata.get("tags", []))]
+    return bare(nbformat.v4.new_notebook(cells=cells))
 
 
 def source_cells(notebook: Any) -> list[tuple[str, str, tuple[str, ...]]]:

@@ -84,7 +84,7 @@ def read(path: Path, notebook: str, folder: Path, profile: str = "") -> Grid:
     """
     text, parts = load(path)
     (source,) = notebooks.choose([notebook], folder)
-    declared = notebooks.parameters_of(notebooks.read_script(source), source.stem)
+    declared = arguments.parameters_of(source)
     problems: list[str] = []
     found: dict[str, Page] = {}
     for part in parts:

@@ -1,4 +1,4 @@
-"""Runs a series of notebooks: refuses bad input before any work, one line a notebook, finished work stays in place."""
+"""Runs a plan's notebooks: one line a notebook, as many at a time as there are lanes, finished work stays in place."""
 
 import json
 import sys
@@ -6,24 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from nbtools.series import arguments, notebooks
-from nbtools.series.ahead import lanes, orders, train
-from nbtools.series.execute import run_one
-from nbtools.series.lanes import Job, Lanes, Message
-from nbtools.wording import duration
+from nbtools.lab.cluster import Graph, Task, cluster, cores
+from nbtools.lab.orders import Order, orders, train
+from nbtools.series import notebooks
+from nbtools.series.execute import NotebookFailed, run_one, this_kernel
+from nbtools.series.plan import Plan
+from nbtools.settings import PROFILES, default_device
+from nbtools.wording import duration, last_line
 
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that a run needs to know before it starts: checked, nothing left to refuse."""
-
-    profile: str
-    sources: list[Path]
-    values: dict[str, dict[str, Any]]  # stem -> values that differ from the notebook's defaults
-    merged: dict[str, dict[str, Any]]  # stem -> every parameter as it will be
-    notes: list[str]  # sentences for the reader: which notebooks take which parameter
+MOST_LANES = 4
+"""However many cores there are: each lane holds a model, its data and a kernel in memory."""
 
 
 @dataclass
@@ -33,37 +26,6 @@ class Outcome:
     done: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
-
-
-def plan(names: Sequence[str], profile: str | None, given: Sequence[tuple[str, str]], folder: Path) -> Plan:
-    """Return the checked plan of a run.
-
-    names: notebooks (stem, number or path; none means all). profile: a name from settings.PROFILES; None: the default.
-    given: (name, text) pairs from the command line. folder: where the percent scripts lie.
-    Raises ValueError, with what exists, for an unknown notebook, profile or parameter, a wrong type or value.
-    """
-    from nbtools.lab.parameters import check_parameters
-    from nbtools.settings import PROFILES, default_profile
-
-    if profile is not None and profile not in PROFILES:
-        raise ValueError(notebooks.known("profile", profile, PROFILES))
-    profile = profile or default_profile()
-    sources = notebooks.choose(names, folder)
-    if len({path.stem for path in sources}) < len(sources):
-        raise ValueError("Two notebooks of one run have the same name, and their results would overwrite each other.")
-    declared = {path.stem: notebooks.parameters_of(notebooks.read_script(path), path.stem) for path in sources}
-    values = arguments.match(given, declared)
-    merged = {}
-    for stem, cell in declared.items():
-        if "profile" in cell:
-            values[stem]["profile"] = profile
-        merged[stem] = {name: values[stem].get(name, parameter.default) for name, parameter in cell.items()}
-        try:
-            check_parameters(merged[stem])
-        except ValueError as error:
-            raise ValueError(f"{stem}: {error}") from None
-        values[stem] = {name: value for name, value in values[stem].items() if value != cell[name].default}
-    return Plan(profile, sources, values, merged, arguments.takers(given, declared))
 
 
 def new_folder(profile: str, root: Path) -> Path:
@@ -110,10 +72,11 @@ def run_series(
     keep_going: bool = False,
     say: Callable[[str], None] = print,
 ) -> Outcome:
-    """Run a plan's notebooks, begun in order, one line each when it ends; as many at a time as the machine has lanes.
+    """Run a plan's notebooks, one line each when it ends, as many at a time as the machine has lanes.
 
-    Where there are several lanes, the models that the notebooks will ask for are trained on them first. After the first
-    failure nothing new begins unless `keep_going`; an interrupt (Ctrl-C) ends the run. What had been finished stays.
+    Where there are several lanes, the models that the notebooks will ask for are trained on them first, and a notebook
+    begins when its own are there. After the first failure nothing new begins unless `keep_going`; an interrupt (Ctrl-C)
+    ends the run. What had been finished stays.
     say: takes one line. Returns what became of every notebook.
     """
     outcome, spent = Outcome(), []
@@ -126,59 +89,63 @@ def run_series(
         clear = "\r\x1b[2K" if sys.stdout.isatty() else ""
         say(f"{clear}{name:<{width}}  {duration(seconds):>12}  {result:<12}  {left}".rstrip())
 
-    def ended(message: Message) -> None:
-        """Note and print how a notebook ended, or which model is ready."""
-        name, seconds, result = message.job.name, message.seconds, "ok"
-        if name not in expected:
-            if message.kind == "part":
-                line(message.text, seconds, "trained")
-            return  # an order that can't be met is refused where its notebook asks again
-        spent.append(seconds)
-        left = [expected[job.name] for job in (*active.running, *waiting) if job.name in expected]
-        match message.kind:
-            case "failed":
-                outcome.failed[name] = message.text
-                result = f"failed {message.text}"
-            case "interrupted":
-                outcome.interrupted, result = True, "interrupted"
-            case _:
-                outcome.done.append(name)
-        stopping = outcome.interrupted or (outcome.failed and not keep_going)
-        if stopping:
-            waiting.clear()
-        line(name, seconds, result, "" if stopping else time_left(left, spent, min(many, len(left))))
-
-    waiting = _jobs(plan, out, write, many)
-    with Lanes(many) as active:
+    with this_kernel(out), cluster(many, tries=1, threads_free=True) as client:
+        graph = Graph(client, _tasks(plan, out, write, many), many)
         try:
-            while any(job.name in expected for job in (*active.running, *waiting)):
-                while waiting and active.free:
-                    active.start(waiting.pop(0))
+            for ended in graph:
+                name = ended.task.name
+                if name not in expected:  # a model; where it could not be trained, its notebook says why
+                    if ended.result:
+                        model, seconds = ended.result
+                        line(model, seconds, "trained")
+                else:
+                    spent.append(ended.seconds)
+                    if ended.error is None:
+                        outcome.done.append(name)
+                    else:
+                        outcome.failed[name] = _told(ended.error)
+                    stopping = bool(outcome.failed) and not keep_going
+                    if stopping:
+                        graph.waiting.clear()
+                    left = [expected[task.name] for task in graph.left if task.name in expected]
+                    rest = "" if stopping else time_left(left, spent, min(many, len(left)))
+                    line(name, ended.seconds, f"failed {outcome.failed[name]}" if ended.error else "ok", rest)
+                if not any(task.name in expected for task in graph.left):
+                    break
                 if sys.stdout.isatty():
-                    print(f"\r\x1b[2K{', '.join(job.name for job in active.running)} ...", end="", flush=True)
-                for message in active.messages():
-                    ended(message)
+                    print(f"\r\x1b[2K{', '.join(task.name for task, _ in graph.running)} ...", end="", flush=True)
         except KeyboardInterrupt:
             outcome.interrupted = True
-            for message in active.interrupt():
-                ended(message)
+            for task, seconds in graph.running:
+                if task.name in expected:
+                    line(task.name, seconds, "interrupted")
     return outcome
 
 
-def _jobs(plan: Plan, out: Path, write: bool, many: int) -> list[Job]:
-    """Return what is to be done, in order: trainings where there are lanes for them, then notebooks.
+def lanes(profile: str) -> int:
+    """How many models or notebooks of a profile this machine takes at a time.
 
-    A notebook that runs alone does not wait for trainings: its own model it trains itself.
+    One on a GPU, and where the profile leaves the number of threads to torch, which takes every core.
     """
-    notebooks = [
-        Job(
-            source.stem,
-            run_one,
-            (source, plan.profile, plan.values[source.stem], plan.merged[source.stem], out, write),
-        )
-        for source in plan.sources
-    ]
-    asked = orders(plan.merged.values(), plan.profile)
-    groups = [asked[1:]] if len(notebooks) == 1 else [asked[lane::many] for lane in range(many)]
-    trainings = [Job(f"models {number}", train, (group,)) for number, group in enumerate(groups) if group]
-    return [*trainings, *notebooks] if many > 1 else notebooks
+    threads = PROFILES[profile].threads
+    return min(MOST_LANES, cores(threads)) if threads and default_device().type == "cpu" else 1
+
+
+def _told(error: BaseException) -> str:
+    """What the reader is told of a notebook's failure."""
+    if type(error).__name__ == "KilledWorker":
+        return "its process died: killed, or out of memory"
+    return str(error) if isinstance(error, NotebookFailed) else last_line(error)
+
+
+def _tasks(plan: Plan, out: Path, write: bool, many: int) -> list[Task]:
+    """Return what is to be done, in order: trainings where there are lanes for them, then notebooks."""
+    asked: list[Order] = []
+    notebooks = []
+    for source in plan.sources:
+        mine = orders(plan.merged[source.stem], plan.profile) if many > 1 else []
+        asked += [order for order in mine if order not in asked]
+        needs = frozenset(f"model {asked.index(order)}" for order in mine)
+        arguments = (source, plan.profile, plan.values[source.stem], plan.merged[source.stem], out, write)
+        notebooks.append(Task(source.stem, run_one, arguments, needs))
+    return [*(Task(f"model {number}", train, (order,)) for number, order in enumerate(asked)), *notebooks]

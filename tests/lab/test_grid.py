@@ -148,7 +148,7 @@ small: 1
     told = str(caught.value)
     for part in (
         "unknown 'defences'; known: profile, dataset",
-        "attack: There is no attack 'badnet'. Did you mean badnets? Known: none, badnets",
+        "attack: There is no attack 'badnet'. Did you mean badnets",
         "attack: blended's list of alpha is empty",
         "poison_rate: 'half' is not float",
         "defence: suspiciousness's list of mu is empty",
@@ -173,7 +173,7 @@ small: 1
             "attack: {badnets: {colour: 1}}\npoison_rate: 0.1\ndefence: clp\n",
             "badnets has no setting 'colour'; it has size = 3",
         ),
-        ("attack: none\ndefence: clp\nadaptive: sneak\n", "There is no adaptive 'sneak'. Known: none, hide, spread"),
+        ("attack: none\ndefence: clp\nadaptive: sneak\n", "There is no adaptive 'sneak'.*Known: none, hide, spread"),
         ("attack: none\ndefence: clp\nadaptive: {hide: {weight: 0}}\n", "weight must be above 0"),
         ("attack: none\ndefence: clp\nprofile: huge\n", "There is no profile 'huge'. Known: quick"),
         ("attack: none\ndefence: clp\nwidth: 3\n", "width=.3. is out of range"),

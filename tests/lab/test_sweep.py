@@ -22,6 +22,7 @@ from nbtools.__main__ import main
 from nbtools.defender import AWM, FMP, FineTune, Suspiciousness
 from nbtools.lab import points
 from nbtools.lab import sweep as sweeping
+from nbtools.lab.cluster import cluster
 from nbtools.lab.grids import read
 from nbtools.lab.points import Point, Setup, code, measure
 from nbtools.lab.store import Grid, Store, tidy
@@ -34,7 +35,7 @@ TWO = Scale(workers=2)
 @pytest.fixture(scope="module")
 def two() -> Iterator[Client]:
     """A cluster of two workers for the tests that don't ask how it comes up."""
-    with sweeping.cluster(TWO, lambda _: None) as client:
+    with cluster(2) as client:
         yield client
 
 
@@ -187,7 +188,7 @@ def test_a_worker_with_a_gpu_takes_one_point_at_a_time(tmp_path: Path, monkeypat
 
 
 def test_a_scheduler_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeping, "PATIENCE", "1s")
+    monkeypatch.setattr("nbtools.lab.cluster.PATIENCE", "1s")
     with pytest.raises(ValueError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
         sweep(sums(tmp_path / "log", 1), Store(tmp_path / "out"), Scale(scheduler="tcp://127.0.0.1:9"))
 
@@ -276,7 +277,7 @@ def test_the_threads_are_those_of_the_sweep_for_every_point(tmp_path: Path, monk
         (["none.yaml"], "No such file"),
         (["bad.yaml"], "unknown 'attacks'"),
         (["good.yaml", "--notebook", "77"], "77"),
-        (["good.yaml", "--notebook", "06"], "unknown parameter 'defence'"),
+        (["good.yaml", "--notebook", "06"], "There is no parameter 'defence'"),
         (["good.yaml", "--profile", "huge"], "huge"),
     ],
 )
