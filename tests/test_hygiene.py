@@ -51,7 +51,7 @@ def test_no_traces_of_a_machine() -> None:
 
 
 def test_the_top_level_holds_nothing_that_does_not_belong_there() -> None:
-    folders = {".ci", ".github", "data", "nbtools", "notebooks", "tests"}
+    folders = {".ci", ".github", "data", "findings", "nbtools", "notebooks", "tests"}
     files = {".gitignore", "CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "README.md"}
     files |= {"constraints.txt", "environment.yml", "pyproject.toml"}
     assert {name.split("/")[0] for name in tracked_names()} <= folders | files
@@ -79,10 +79,26 @@ def test_constraints_pin_every_direct_requirement() -> None:
     assert {re.split("[<>=!]", text)[0] for text in needed} <= pinned
 
 
-def test_importing_the_command_line_is_light() -> None:
-    code = "import sys, nbtools.__main__; print(sorted({'torch', 'papermill', 'jupytext'} & set(sys.modules)))"
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert child.stdout.strip() == "[]"
+REFUSED = (
+    "01 -p poison_rte 0.1",
+    "01 -p poison_rate 2",
+    "01 -p attack badnet",
+    "01 -p seed high",
+    "77",
+    "--profile lap",
+    "-p mu -1",
+)
+
+
+@pytest.mark.parametrize("words", ["--help", "run --help", *(f"run {words}" for words in REFUSED)])
+def test_help_and_refusals_import_nothing_heavy(words: str) -> None:
+    code = (
+        "import sys\nfrom nbtools.__main__ import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit as end:\n"
+        "    print(end.code, sorted({'torch', 'numpy', 'papermill', 'nbformat', 'dask'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, *words.split()]
+    child = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert child.stdout.splitlines()[-1] == f"{0 if 'help' in words else 2} []", child.stdout + child.stderr
 
 
 @each_source
@@ -92,6 +108,7 @@ def test_parameters_are_literals_with_a_comment(source: Path) -> None:
     assert declared, "a notebook has a cell tagged parameters"
     assert [name for name, parameter in declared.items() if not parameter.comment] == []
     (cell,) = [cell for cell in script.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert not any(line.startswith("# %%") for line in cell.source.splitlines())
     seen = [parameter.name for parameter in PythonTranslator.inspect(cell)]
     assert seen == list(declared), "papermill overlooks a parameter whose comment has an equals sign"
 
@@ -123,7 +140,20 @@ def test_committed_output_is_clean(source: Path) -> None:
 
 
 @each_committed
+def test_a_page_is_small(source: Path) -> None:
+    page = notebooks.committed_path(source)
+    executed_since = "ran_sha256" not in json.loads(page.read_text(encoding="utf-8"))["metadata"]["nbtools"]
+    assert page.stat().st_size <= (400 if executed_since else 520) * 1024
+
+
+def test_nothing_large_is_committed_but_models() -> None:
+    large = {name for name in tracked_names() if (ROOT / name).is_file() and (ROOT / name).stat().st_size > 2**20}
+    assert {name for name in large if not name.startswith("data/models/")} == set()
+
+
+@each_committed
 def test_stamp_is_complete(source: Path) -> None:
     stamp = json.loads(notebooks.committed_path(source).read_text(encoding="utf-8"))["metadata"]["nbtools"]
-    assert set(stamp) == {"profile", "parameters", "sha256", "seconds", "hardware", "versions", "date"}
+    # `ran_sha256`: the cells as they ran, where nothing but the names of imported modules has changed since.
+    assert set(stamp) - {"ran_sha256"} == {"profile", "parameters", "sha256", "seconds", "hardware", "versions", "date"}
     assert set(stamp["parameters"]) == set(parameters_of(source))

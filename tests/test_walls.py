@@ -1,10 +1,16 @@
-"""The walls of the house, read from the imports: who may know whom, and that no defence can reach a trigger."""
+"""The walls of the house, read from the imports: who may know whom, and that no defence can reach a trigger.
+
+`python tests/test_walls.py` lists the house: its rooms, the arrows between them, and circles; a path of another
+checkout after it lists that one's.
+"""
 
 import ast
 import graphlib
 import inspect
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
@@ -37,15 +43,19 @@ SECRET = ("trigger", "target", "poison", "attack", "test", "evaluat")
 SOURCES = sorted((PACKAGE / "defender").glob("*.py"))
 
 
-def name_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def modules_of(root: Path) -> dict[str, Path]:
+    """The modules of a checkout's package: name to file."""
+    found = {}
+    for path in sorted((root / "nbtools").rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
 
 
-MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+MODULES = modules_of(ROOT)
 
 
-def imports(path: Path) -> set[str]:
+def imports(path: Path, modules: Mapping[str, Path] = MODULES) -> set[str]:
     """The package's modules that a file imports, wherever in it: at its top, in a function, behind a condition."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -54,8 +64,8 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: imports are written in full"
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in MODULES else str(node.module) for name in names}
-    return {name for name in found if name in MODULES}
+            found |= {name if name in modules else str(node.module) for name in names}
+    return {name for name in found if name in modules}
 
 
 def room(module: str) -> str:
@@ -158,3 +168,31 @@ def test_the_defences_work_where_triggers_and_test_set_do_not_exist() -> None:
     child = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False, cwd=ROOT)
     assert child.returncode == 0, child.stderr
     assert {line.split()[0] for line in child.stdout.splitlines()} == {kind.__name__ for kind in public()}
+
+
+def listed(root: Path) -> str:
+    """The house of a checkout as lines: rooms with their files and lines, arrows with their number, a circle if any."""
+    modules = modules_of(root)
+    graph = {module: imports(path, modules) - {module} for module, path in modules.items()}
+    inside = {module for module in modules if module.count(".")}
+    lengths = Counter[str]()
+    for module in inside:
+        lengths[room(module)] += len(modules[module].read_text(encoding="utf-8").splitlines())
+    arrows = Counter((room(a), room(b)) for a in inside for b in graph[a] & inside if room(a) != room(b))
+    lines = [f"{len(modules)} files, {sum(lengths.values())} lines, {len(lengths)} rooms"]
+    for name in sorted(lengths):
+        to = ", ".join(f"{b} {count}" for (a, b), count in sorted(arrows.items()) if a == name)
+        lines.append(f"{name:<14} {lengths[name]:>5} lines  -> {to or 'nobody'}")
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return "\n".join([*lines, f"a circle: {' -> '.join(error.args[1])}"])
+    return "\n".join([*lines, "no circle"])
+
+
+def test_the_house_can_be_listed() -> None:
+    assert listed(ROOT).endswith("no circle") and "\ndefender " in listed(ROOT)
+
+
+if __name__ == "__main__":
+    print(listed(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT))

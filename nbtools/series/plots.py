@@ -39,7 +39,7 @@ def show(figure: Figure, alt: str) -> None:
     from IPython.display import display
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", facecolor="white")
+    figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight", facecolor="white")
     plt.close(figure)
     display({"image/png": buffer.getvalue(), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}})
 

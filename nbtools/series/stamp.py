@@ -1,5 +1,7 @@
 """What an executed notebook says about its run, and what is taken out of it before it is committed."""
 
+import base64
+import io
 import os
 import re
 import sys
@@ -82,9 +84,9 @@ def hidden_places(out: Path) -> dict[str, str]:
 def scrub(notebook: Any, places: Mapping[str, str]) -> None:
     """Make an executed notebook fit to be committed, in place.
 
-    Its outputs name no folder of this machine and hold no widget. The cell with the run's parameters goes: it would pin
-    the profile for whoever opens the notebook and runs all cells; the stamp tells the values, and cells are counted
-    without it.
+    Its outputs name no folder of this machine and hold no widget, and its figures are small. The cell with the run's
+    parameters goes: it would pin the profile for whoever opens the notebook and runs all cells; the stamp tells the
+    values, and cells are counted without it.
 
     places: what must not stand there and what to write instead, longest first.
     """
@@ -107,6 +109,19 @@ def scrub(notebook: Any, places: Mapping[str, str]) -> None:
             for kind, text in output.get("data", {}).items():
                 if kind.startswith("text/") and isinstance(text, str):
                     output.data[kind] = _scrubbed(text, places)
+                if kind == "image/png":
+                    output.data[kind] = smaller(text)
+
+
+def smaller(png: str) -> str:
+    """Return a figure, PNG in base64, with a palette of 256 colours where that makes it smaller: mostly to a third."""
+    from PIL import Image
+
+    raw, buffer = base64.b64decode(png), io.BytesIO()
+    with Image.open(io.BytesIO(raw)) as image:
+        picture = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    picture.save(buffer, "png", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode() if buffer.tell() < len(raw) else png
 
 
 def _scrubbed(text: str, places: Mapping[str, str]) -> str:

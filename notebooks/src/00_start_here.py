@@ -23,7 +23,7 @@
 # | evaluator | test set and trigger | measures before and after, and has no say in anything |
 
 # %% tags=["parameters"]
-profile = ""  # quick, laptop or paper; "" is paper with a GPU, quick without
+profile = ""  # quick, laptop or paper; "" is paper with a GPU and CIFAR-10, else quick
 attack = "badnets"  # badnets, blended, sig or wanet
 poison_rate = 0.05  # share of the training set that carries the trigger
 target = 0  # the class that the trigger leads to
@@ -342,9 +342,9 @@ plots.show(
 #
 # | profile | images | network | for |
 # |---|---|---|---|
-# | `quick`, the default without a GPU | `shapes`, made by code | ResNet-18, narrow | a laptop: a minute or two each |
+# | `quick`, the default on most machines | `shapes`, made by code | ResNet-18, narrow | a laptop: minutes |
 # | `laptop` | CIFAR-10 | ResNet-18, narrow or of width 32, 10 epochs | real images without a GPU |
-# | `paper`, the default with a GPU | CIFAR-10 | ResNet-18, width 64, 60 epochs | numbers to quote |
+# | `paper`, the default with a GPU and CIFAR-10 | CIFAR-10 | ResNet-18, width 64, 60 epochs | numbers to quote |
 #
 # A profile sets the scale and nothing else; what is studied stands in the parameters cell and means the same in all
 # three. Trained models are kept in a cache, found again by everything that shaped them, so each is trained once.

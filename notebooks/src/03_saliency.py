@@ -26,7 +26,7 @@
 # | evaluator | test set and trigger | reports ACC and ASR, and TAC, the ground truth |
 
 # %% tags=["parameters"]
-profile = ""  # quick, laptop or paper; "" is paper with a GPU, quick without
+profile = ""  # quick, laptop or paper; "" is paper with a GPU and CIFAR-10, else quick
 attack = "badnets"  # badnets, blended, sig or wanet
 poison_rate = 0.05  # share of the training set that carries the trigger
 target = 0  # the class that the trigger leads to
@@ -50,10 +50,9 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.stats import spearmanr
 
 import nbtools
-from nbtools.data.images import draw_clean
-from nbtools.evaluator.agreement import agreement, stability, tac
+from nbtools.evaluator.agreement import agreement, stability
 from nbtools.networks.units import layers_of, prunable_units
-from nbtools.series import checks, plots
+from nbtools.series import checks, plots, terms
 
 plots.style()
 run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
@@ -62,15 +61,15 @@ clean_twin = run.clean_model(attack, target)
 both = (poisoned, clean_twin)
 clean = run.draw(samples_per_class, draw=draw)
 print(f"the defender holds {len(clean)} clean images")
-before = {model.name: model.before_at_a_glance.row() for model in both}
-pd.DataFrame(before).T.round(1)
+pd.DataFrame({model.name: model.before_at_a_glance.row() for model in both}).T.round(1)
 
 # %% [markdown]
 # | in the paper, and on this page | here |
 # |---|---|
 # | $\ell(F(x), y)$, the loss of a clean image | `nbtools.defender.saliency.saliency_loss`, in three forms |
 # | $s_i$, the mean length of the images' gradients | `nbtools.defender.components.components(...).saliency` |
-# | $1 / (\tilde s_i + e)$, with $\tilde s$ the saliency over its layer's mean | `suspiciousness` with one sign only |
+# | $1 / (\tilde s_i + e)$, $\tilde s = s / \mathrm{mean}_l(s)$ | `nbtools.series.terms.low_is_suspicious` |
+# | $\tilde\sigma_i \sqrt{1 / (\tilde s_i + e)}$, the term behind the norm | `nbtools.series.terms.behind_norm` |
 # | $\mathrm{mean}_l + \mu \cdot \mathrm{std}_l$ | `nbtools.defender.pruning.threshold` |
 # | TAC, trigger-activated change | `nbtools.evaluator.agreement.tac`, the evaluator's |
 
@@ -259,9 +258,7 @@ print(f"{layer}: one backward pass in float32 and {len(x)} in float64 differ by 
 # > **Predict first.** On the left, will the rings lie high, low, or anywhere?
 
 # %%
-others = draw_clean(run.splits.test, samples_per_class=20, seed=seed)
-others = others.subset(others.labels != target)
-truth = {model.name: tac(model.model, others, model.trigger) for model in both}
+_, truth = terms.ground_truth(both, run.splits.test, seed)  # TAC on 20 test images of each class but the target
 
 
 def few_ticks(axis) -> None:
@@ -272,18 +269,12 @@ def few_ticks(axis) -> None:
 
 
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 4), sharey=True)
-generator = torch.Generator().manual_seed(0)
 for axis, trained, color in zip(axes, both, (plots.POISONED, plots.CLEAN), strict=True):
-    for column, (name, value) in enumerate(saliency[trained.name].items()):
-        relative = (value / value.mean()).clamp_min(0.03).cpu()
-        across = column + 0.5 * (torch.rand(len(value), generator=generator) - 0.5)
-        top = truth[trained.name][name].cpu().topk(3).indices
-        axis.scatter(across, relative, s=8, color=color, alpha=0.4, linewidth=0)
-        axis.scatter(across[top], relative[top], s=55, facecolor="none", edgecolor="black", linewidth=0.9)
+    relative = {name: (value / value.mean()).clamp_min(0.03) for name, value in saliency[trained.name].items()}
+    terms.strip_with_rings(axis, relative, truth[trained.name], color)
     axis.axhline(1, color=plots.GREY, lw=1)
     axis.set(yscale="log", title=trained.name, xlabel="layer (ringed: the three highest TACs)")
     few_ticks(axis.yaxis)
-    axis.set_xticks(range(len(units)), [unit.conv for unit in units], rotation=90, fontsize=8)
 axes[0].set_ylabel("saliency / the layer's mean")
 figure.suptitle("Every filter's saliency, and where the trigger's filters lie", x=0.01, ha="left", fontweight="bold")
 plots.show(figure, "Saliency of every filter by layer on a log scale, poisoned model and clean twin, top TACs ringed.")
@@ -382,20 +373,14 @@ def low_is_suspicious(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 
 scores = {trained.name: low_is_suspicious(saliency[trained.name]) for trained in both}
+by_package = terms.low_is_suspicious(saliency[poisoned.name])
 for name, value in suspiciousness(parts[poisoned.name], {"saliency": -1}).items():
     torch.testing.assert_close(scores[poisoned.name][name], value)
+    torch.testing.assert_close(by_package[name], value)
 
-last = [unit.conv for unit in units if unit.conv.startswith(("layer3", "layer4")) and not unit.shortcut]
-plots.show(
-    plots.score_against_tac(
-        scores[poisoned.name],
-        truth[poisoned.name],
-        last,
-        "1 / (saliency / mean + 0.01)",
-        f"{poisoned.name}: the filters that the trigger moves, and how little the clean loss needs them",
-    ),
-    "Scatter plots, one a layer of stages three and four: TAC across, the inverse of the saliency upwards.",
-)
+last = terms.deep_layers(units)
+title = f"{poisoned.name}: the filters that the trigger moves, and how little the clean loss needs them"
+terms.show_against_tac(scores[poisoned.name], truth[poisoned.name], last, "saliency", title)
 
 # %%
 lines = {
@@ -403,10 +388,7 @@ lines = {
     for kind in forms[poisoned.name]
 }
 lines["the clean twin: low, cross_entropy"] = agreement(scores[clean_twin.name], truth[clean_twin.name])
-plots.show(
-    plots.agreement_by_layer(lines, "Agreement of low saliency with TAC, layer by layer"),
-    "Two line charts over the layers: rank correlation with TAC, and precision among the top ten.",
-)
+terms.show_agreement(lines, "Agreement of low saliency with TAC, layer by layer")
 
 # %% [markdown]
 # Above zero, low saliency goes with what the trigger moves; below zero, the other sign would have done better in that
@@ -425,14 +407,13 @@ plots.show(
 # trigger moves that filter.
 
 # %%
-
-powers_of = {
-    "norm alone": {"sigma": 1},
-    "norm, low saliency suspicious (ours)": {"sigma": 1, "saliency": -0.5},
-    "norm, high saliency suspicious": {"sigma": 1, "saliency": 0.5},
-}
-tried = {name: suspiciousness(parts[poisoned.name], powers) for name, powers in powers_of.items()}
+names = ("norm, low saliency suspicious (ours)", "norm, high saliency suspicious")
+tried = terms.behind_norm(parts[poisoned.name], "saliency", *names)
 alone, with_saliency, _ = tried.values()
+for name, sigma in parts[poisoned.name].sigma.items():
+    s = saliency[poisoned.name][name]
+    by_hand = sigma / sigma.mean() * torch.sqrt(1 / (s / s.mean() + EPSILON))
+    torch.testing.assert_close(by_hand, with_saliency[name])
 
 figure, axes = plt.subplots(1, 4, figsize=(11, 3.4), sharey=True)
 for axis, name in zip(axes, last[1::2], strict=True):
@@ -465,11 +446,10 @@ plots.show(
 # > that do to ACC, and to ASR?
 
 # %%
-rows = []
-for name, score in tried.items():
-    deep = pd.DataFrame(agreement(score, truth[poisoned.name])).T.loc[last].mean()
-    rows.append({"rule": name, "rank corr.": deep.spearman, "top ten": deep.precision, **poisoned.pruned(score, mu)})
-ablation = pd.DataFrame(rows).set_index("rule").drop(columns=["model", "mu"])
+ablation = terms.prune_by_each(poisoned, tried, mu)
+deep = terms.mean_agreement({name: agreement(score, truth[poisoned.name]) for name, score in tried.items()}, last)
+ablation.insert(0, "rank corr.", deep.spearman)
+ablation.insert(1, "top ten", deep.precision)
 ablation.round({"rank corr.": 2, "top ten": 2, "acc": 1, "asr": 1, "ra": 1})
 
 # %% [markdown]
@@ -485,13 +465,7 @@ ablation.round({"rank corr.": 2, "top ten": 2, "acc": 1, "asr": 1, "ra": 1})
 # %%
 sweep = pd.DataFrame(trained.pruned(scores[trained.name], level) for trained in both for level in mus)
 run.save_rows(sweep, "03_saliency")
-sweep.pivot(index="mu", columns="model", values=["acc", "asr", "pruned"]).round(1)
-
-# %%
-plots.show(
-    plots.pruning_sweep(sweep, before, "Pruning by low saliency alone: what it breaks, and what it costs"),
-    "ACC and ASR against mu for the poisoned model and the clean twin.",
-)
+terms.show_sweep(sweep, both, "Pruning by low saliency alone: what it breaks, and what it costs")
 
 # %% [markdown]
 # Read the two panels together, as in notebook 02: the left for a threshold at which orange is down and blue still up,
@@ -506,21 +480,16 @@ plots.show(
 
 # %%
 count = max(draws or run.profile.draws, 2)
-lines = {}
-for kind in SALIENCY_LOSSES:
-    of_draws = [components(poisoned.model, run.draw(samples_per_class, draw=d), kind).saliency for d in range(count)]
-    lines[kind] = stability(of_draws)
-of_draws = [
-    components(poisoned.model, run.draw(samples_per_class, draw=d), "margin", per_image=False).saliency
-    for d in range(count)
-]
-lines["margin, of the mean gradient"] = stability(of_draws)
-title = f"The ranking from {count} draws of {samples_per_class} images a class ({poisoned.name})"
-plots.show(
-    plots.lines_by_layer(lines, "rank correlation between draws", title, [*colors.values(), plots.GREY]),
-    "Line chart over the layers: rank correlation of saliency between draws, one line a form, mean gradient in grey.",
+drawn = [run.draw(samples_per_class, draw=d) for d in range(count)]
+lines = {
+    kind: stability([components(poisoned.model, images, kind).saliency for images in drawn]) for kind in SALIENCY_LOSSES
+}
+lines["margin, of the mean gradient"] = stability(
+    [components(poisoned.model, images, "margin", per_image=False).saliency for images in drawn]
 )
-print("mean over the layers:  " + "  ".join(f"{k} {pd.Series(v).mean():.2f}" for k, v in lines.items()))
+title = f"The ranking from {count} draws of {samples_per_class} images a class ({poisoned.name})"
+alt = "Line chart over the layers: rank correlation of saliency between draws, one line a form, mean gradient in grey."
+terms.show_redrawn(lines, title, alt, [*colors.values(), plots.GREY])
 
 # %% [markdown]
 # One means that the draw does not matter; what is missing to one is noise that goes straight into the score. The grey

@@ -25,7 +25,7 @@
 # | evaluator | test set and trigger | shows what the trigger lights up; reports ACC, ASR and TAC |
 
 # %% tags=["parameters"]
-profile = ""  # quick, laptop or paper; "" is paper with a GPU, quick without
+profile = ""  # quick, laptop or paper; "" is paper with a GPU and CIFAR-10, else quick
 attack = "badnets"  # badnets, blended, sig or wanet
 poison_rate = 0.05  # share of the training set that carries the trigger
 target = 0  # the class that the trigger leads to
@@ -39,16 +39,15 @@ mu = 2.0  # threshold of the comparison with the norm, standard deviations above
 mus = [1.0, 2.0, 3.0]  # thresholds to try for the term alone, the same
 
 # %%
-
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
 import nbtools
-from nbtools.data.images import Images, draw_clean
-from nbtools.evaluator.agreement import agreement, stability, tac
+from nbtools.data.images import Images
+from nbtools.evaluator.agreement import agreement
 from nbtools.networks.units import prunable_units
-from nbtools.series import checks, plots
+from nbtools.series import checks, plots, terms
 
 plots.style()
 run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
@@ -57,16 +56,16 @@ clean_twin = run.clean_model(attack, target)
 both = (poisoned, clean_twin)
 clean = run.draw(samples_per_class, draw=draw)
 units = prunable_units(poisoned.model)
-before = {model.name: model.before_at_a_glance.row() for model in both}
 print(f"the defender holds {len(clean)} clean images")
-pd.DataFrame(before).T.round(1)
+pd.DataFrame({model.name: model.before_at_a_glance.row() for model in both}).T.round(1)
 
 # %% [markdown]
 # | in the papers, and on this page | here |
 # |---|---|
 # | $A_i(x)$, the map of filter $i$, behind batch norm and ReLU | `nbtools.networks.maps.watch` |
 # | $a_i$, the mean norm of the map | `nbtools.defender.components.components(...).activation` |
-# | $1 / (\tilde a_i + e)$, with $\tilde a$ the norm over its layer's mean | `suspiciousness` with one sign only |
+# | $1 / (\tilde a_i + e)$, $\tilde a = a / \mathrm{mean}_l(a)$ | `nbtools.series.terms.low_is_suspicious` |
+# | $\tilde\sigma_i \sqrt{1 / (\tilde a_i + e)}$, the term behind the norm | `nbtools.series.terms.behind_norm` |
 # | $\mathrm{mean}_l + \mu \cdot \mathrm{std}_l$ | `nbtools.defender.pruning.threshold` |
 # | TAC, trigger-activated change | `nbtools.evaluator.agreement.tac`, the evaluator's |
 
@@ -237,9 +236,7 @@ plots.show(figure, "Left: share of dormant filters by layer. Right: sorted norms
 # under each map its norm. Before and after share one colour scale.
 
 # %%
-others = draw_clean(run.splits.test, samples_per_class=20, seed=seed)
-others = others.subset(others.labels != target)
-truth = {model.name: tac(model.model, others, model.trigger) for model in both}
+others, truth = terms.ground_truth(both, run.splits.test, seed)  # TAC on 20 test images of each class but the target
 
 
 def light_up(trained: object, layer: str, images: Images, top: int = 3) -> plt.Figure:
@@ -318,31 +315,18 @@ plots.show(figure, "Scatter: norm with the trigger against norm without, one poi
 # The evaluator's figure above hints at how well that can work. Now layer by layer, against TAC, with two variants: the
 # maps before the ReLU, and the mean of the map instead of its norm, which is what fine-pruning measures.
 
-
 # %%
 from nbtools.defender.score import EPSILON, suspiciousness
 
+scores = {model.name: terms.low_is_suspicious(activation[model.name]) for model in both}
+of_term_alone = suspiciousness(parts[poisoned.name], {"activation": -1})
+for name, a in activation[poisoned.name].items():
+    torch.testing.assert_close(1 / (a / a.mean() + EPSILON), scores[poisoned.name][name])
+    torch.testing.assert_close(of_term_alone[name], scores[poisoned.name][name])
 
-def low_is_suspicious(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """1 / (a over its layer's mean + e): high where a filter is silent on the clean images."""
-    return {name: 1 / (value / value.mean() + EPSILON) for name, value in values.items()}
-
-
-scores = {model.name: low_is_suspicious(activation[model.name]) for model in both}
-for name, value in suspiciousness(parts[poisoned.name], {"activation": -1}).items():
-    torch.testing.assert_close(scores[poisoned.name][name], value)
-
-last = [unit.conv for unit in units if unit.conv.startswith(("layer3", "layer4")) and not unit.shortcut]
-plots.show(
-    plots.score_against_tac(
-        scores[poisoned.name],
-        truth[poisoned.name],
-        last,
-        "1 / (norm / mean + 0.01)",
-        f"{poisoned.name}: the filters that the trigger moves, and how silent they were",
-    ),
-    "Scatter plots, one a layer of stages three and four: TAC across, the inverse of the norm upwards.",
-)
+last = terms.deep_layers(units)
+title = f"{poisoned.name}: the filters that the trigger moves, and how silent they were"
+terms.show_against_tac(scores[poisoned.name], truth[poisoned.name], last, "norm", title)
 
 # %%
 means = dict.fromkeys(bn_of, 0.0)
@@ -359,15 +343,12 @@ with torch.no_grad(), watch(poisoned.model, units, add_means):
 before_relu = components(poisoned.model, clean, after_relu=False).activation
 lines = {
     "low norm (the score's term)": agreement(scores[poisoned.name], truth[poisoned.name]),
-    "low norm, before the ReLU": agreement(low_is_suspicious(before_relu), truth[poisoned.name]),
-    "low mean (fine-pruning)": agreement(low_is_suspicious(means), truth[poisoned.name]),
+    "low norm, before the ReLU": agreement(terms.low_is_suspicious(before_relu), truth[poisoned.name]),
+    "low mean (fine-pruning)": agreement(terms.low_is_suspicious(means), truth[poisoned.name]),
     "the clean twin: low norm": agreement(scores[clean_twin.name], truth[clean_twin.name]),
 }
-plots.show(
-    plots.agreement_by_layer(lines, "Agreement of silence with TAC, layer by layer"),
-    "Two line charts over the layers: rank correlation with TAC, and precision among the top ten.",
-)
-pd.DataFrame({name: pd.DataFrame(table).T.loc[last].mean() for name, table in lines.items()}).T.round(2)
+terms.show_agreement(lines, "Agreement of silence with TAC, layer by layer")
+terms.mean_agreement(lines, last).round(2)
 
 # %% [markdown]
 # The table is the mean over stages 3 and 4 without the shortcuts. Read the two columns apart. TAC is a *change*, and a
@@ -381,13 +362,7 @@ pd.DataFrame({name: pd.DataFrame(table).T.loc[last].mean() for name, table in li
 # %%
 sweep = pd.DataFrame(trained.pruned(scores[trained.name], level) for trained in both for level in mus)
 run.save_rows(sweep, "04_activation_norm")
-sweep.pivot(index="mu", columns="model", values=["acc", "asr", "pruned"]).round(1)
-
-# %%
-plots.show(
-    plots.pruning_sweep(sweep, before, "Pruning by silence alone: what it breaks, and what it costs"),
-    "ACC and ASR against mu for the poisoned model and the clean twin.",
-)
+terms.show_sweep(sweep, both, "Pruning by silence alone: what it breaks, and what it costs")
 
 # %% [markdown]
 # Left: is there a threshold at which orange is down and blue still up? Right: what is paid where nothing needs repair?
@@ -399,14 +374,8 @@ plots.show(
 # more, behind the norm: without the term, with our sign, and with the sign turned.
 
 # %%
-rows = []
-for name, powers in {
-    "norm alone": {"sigma": 1},
-    "norm, silence suspicious (ours)": {"sigma": 1, "activation": -0.5},
-    "norm, loudness suspicious": {"sigma": 1, "activation": 0.5},
-}.items():
-    rows.append({"rule": name, **poisoned.pruned(suspiciousness(parts[poisoned.name], powers), mu)})
-ablation = pd.DataFrame(rows).set_index("rule").drop(columns=["model", "mu"])
+names = ("norm, silence suspicious (ours)", "norm, loudness suspicious")
+ablation = terms.prune_by_each(poisoned, terms.behind_norm(parts[poisoned.name], "activation", *names), mu)
 ablation.round(1)
 
 # %% [markdown]
@@ -420,16 +389,10 @@ ablation.round(1)
 
 # %%
 count = max(draws or run.profile.draws, 2)
-lines = {
-    f"{number} a class": stability([activation_norms(poisoned.model, run.draw(number, draw=d)) for d in range(count)])
-    for number in (1, samples_per_class)
-}
+lines = terms.redrawn(run, lambda images: activation_norms(poisoned.model, images), (1, samples_per_class), count)
 title = f"The ranking by activation norm, from {count} draws ({poisoned.name})"
-plots.show(
-    plots.lines_by_layer(lines, "rank correlation between draws", title, legend="clean images"),
-    "Line chart over the layers: rank correlation of the activation norm between draws.",
-)
-print("mean over the layers:  " + "  ".join(f"{name} {pd.Series(v).mean():.2f}" for name, v in lines.items()))
+alt = "Line chart over the layers: rank correlation of the activation norm between draws."
+terms.show_redrawn(lines, title, alt, legend="clean images")
 
 # %% [markdown]
 # ## 8. Exercises

@@ -25,7 +25,7 @@
 # | evaluator | test set and trigger | correlates the maps under the trigger; reports ACC, ASR and TAC |
 
 # %% tags=["parameters"]
-profile = ""  # quick, laptop or paper; "" is paper with a GPU, quick without
+profile = ""  # quick, laptop or paper; "" is paper with a GPU and CIFAR-10, else quick
 attack = "badnets"  # badnets, blended, sig or wanet
 poison_rate = 0.05  # share of the training set that carries the trigger
 target = 0  # the class that the trigger leads to
@@ -39,7 +39,6 @@ mu = 2.0  # threshold of the comparison with the norm, standard deviations above
 mus = [1.0, 2.0, 3.0]  # thresholds to try for the term alone, the same
 
 # %%
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -49,12 +48,12 @@ from scipy.spatial.distance import squareform
 from scipy.stats import spearmanr
 
 import nbtools
-from nbtools.data.images import Images, draw_clean
+from nbtools.data.images import Images
 from nbtools.defender.components import MapStatistics
-from nbtools.evaluator.agreement import agreement, stability, tac
+from nbtools.evaluator.agreement import agreement
 from nbtools.networks.maps import watch
 from nbtools.networks.units import prunable_units
-from nbtools.series import checks, plots
+from nbtools.series import checks, plots, terms
 
 plots.style()
 run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
@@ -63,9 +62,8 @@ clean_twin = run.clean_model(attack, target)
 both = (poisoned, clean_twin)
 clean = run.draw(samples_per_class, draw=draw)
 units = prunable_units(poisoned.model)
-before = {model.name: model.before_at_a_glance.row() for model in both}
 print(f"the defender holds {len(clean)} clean images")
-pd.DataFrame(before).T.round(1)
+pd.DataFrame({model.name: model.before_at_a_glance.row() for model in both}).T.round(1)
 
 # %% [markdown]
 # | in the paper, and on this page | here |
@@ -73,7 +71,8 @@ pd.DataFrame(before).T.round(1)
 # | $A_i(x)$, the map of filter $i$, behind batch norm and ReLU | `nbtools.networks.maps.watch` |
 # | $\rho_{ij}$, Pearson's correlation of two maps | `nbtools.defender.components.MapStatistics.correlation_matrix` |
 # | $r_i$, the mean of $\lvert \rho_{ij} \rvert$ over the others | `components(...).correlation`, of the same file |
-# | $1 / (\tilde r_i + e)$, with $\tilde r$ the correlation over its layer's mean | `suspiciousness`, one sign only |
+# | $1 / (\tilde r_i + e)$, $\tilde r = r / \mathrm{mean}_l(r)$ | `nbtools.series.terms.low_is_suspicious` |
+# | $\tilde\sigma_i \sqrt{1 / (\tilde r_i + e)}$, the term behind the norm | `nbtools.series.terms.behind_norm` |
 # | TAC, trigger-activated change | `nbtools.evaluator.agreement.tac`, the evaluator's |
 
 # %% [markdown]
@@ -146,9 +145,7 @@ plots.show(figure, "Eight clean images and below each the maps of three filters:
 # > **Predict first.** Does the poisoned model's layer look different from its clean twin's?
 
 # %%
-others = draw_clean(run.splits.test, samples_per_class=20, seed=seed)
-others = others.subset(others.labels != target)
-truth = {model.name: tac(model.model, others, model.trigger) for model in both}
+others, truth = terms.ground_truth(both, run.splits.test, seed)  # TAC on 20 test images of each class but the target
 
 
 def clustered(matrix: np.ndarray) -> np.ndarray:
@@ -268,14 +265,7 @@ print(f"nbtools.defender.components.components gives the same r on {len(units)} 
 
 figure, axis = plt.subplots(figsize=(9.5, 3.9))
 for model, color, shift in zip(both, (plots.POISONED, plots.CLEAN), (-0.18, 0.18), strict=True):
-    generator = torch.Generator().manual_seed(0)
-    for column, (name, value) in enumerate(correlation[model.name].items()):
-        across = column + shift + 0.26 * (torch.rand(len(value), generator=generator) - 0.5)
-        label = model.name if column == 0 else None
-        axis.scatter(across, value.cpu(), s=7, color=color, alpha=0.4, linewidth=0, label=label)
-        top = truth[model.name][name].cpu().topk(3).indices
-        axis.scatter(across[top], value.cpu()[top], s=50, facecolor="none", edgecolor="black", linewidth=0.8)
-axis.set_xticks(range(len(units)), [unit.conv for unit in units], rotation=90, fontsize=8)
+    terms.strip_with_rings(axis, correlation[model.name], truth[model.name], color, shift, 0.26, model.name)
 axis.set_xlim(-0.7, len(units) - 0.3)
 axis.set(
     ylabel="mean |correlation| with the others", xlabel="layer (ringed: the three highest TACs)", ylim=(-0.02, None)
@@ -298,43 +288,28 @@ plots.show(figure, "Mean absolute correlation of every filter by layer, poisoned
 #
 # > **Predict first.** Where will the argument work best: in the early layers, in the middle, or in the last ones?
 
-
 # %%
-def low_is_suspicious(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """1 / (r over its layer's mean + e): high for a filter that goes its own way."""
-    return {name: 1 / (value / value.mean() + EPSILON) for name, value in values.items()}
+scores = {model.name: terms.low_is_suspicious(correlation[model.name]) for model in both}
+of_term_alone = suspiciousness(parts[poisoned.name], {"correlation": -1})
+for name, r in correlation[poisoned.name].items():
+    torch.testing.assert_close(1 / (r / r.mean() + EPSILON), scores[poisoned.name][name])
+    torch.testing.assert_close(of_term_alone[name], scores[poisoned.name][name])
 
-
-scores = {model.name: low_is_suspicious(correlation[model.name]) for model in both}
-for name, value in suspiciousness(parts[poisoned.name], {"correlation": -1}).items():
-    torch.testing.assert_close(scores[poisoned.name][name], value)
-
-last = [unit.conv for unit in units if unit.conv.startswith(("layer3", "layer4")) and not unit.shortcut]
-plots.show(
-    plots.score_against_tac(
-        scores[poisoned.name],
-        truth[poisoned.name],
-        last,
-        "1 / (correlation / mean + 0.01)",
-        f"{poisoned.name}: the filters that the trigger moves, and how alone they are",
-    ),
-    "Scatter plots, one a layer of stages three and four: TAC across, the inverse of the correlation upwards.",
-)
+last = terms.deep_layers(units)
+title = f"{poisoned.name}: the filters that the trigger moves, and how alone they are"
+terms.show_against_tac(scores[poisoned.name], truth[poisoned.name], last, "correlation", title)
 
 # %%
 closest = {name: (found - torch.diag(found.diagonal())).abs().amax(1) for name, found in streamed.items()}
 before_relu = components(poisoned.model, clean, after_relu=False).correlation
 lines = {
     "low mean |r| (the score's term)": agreement(scores[poisoned.name], truth[poisoned.name]),
-    "low mean |r|, before the ReLU": agreement(low_is_suspicious(before_relu), truth[poisoned.name]),
-    "low |r| with the closest": agreement(low_is_suspicious(closest), truth[poisoned.name]),
+    "low mean |r|, before the ReLU": agreement(terms.low_is_suspicious(before_relu), truth[poisoned.name]),
+    "low |r| with the closest": agreement(terms.low_is_suspicious(closest), truth[poisoned.name]),
     "the clean twin: low mean |r|": agreement(scores[clean_twin.name], truth[clean_twin.name]),
 }
-plots.show(
-    plots.agreement_by_layer(lines, "Agreement of going one's own way with TAC, layer by layer"),
-    "Two line charts over the layers: rank correlation with TAC, and precision among the top ten.",
-)
-pd.DataFrame({name: pd.DataFrame(table).T.loc[last].mean() for name, table in lines.items()}).T.round(2)
+terms.show_agreement(lines, "Agreement of going one's own way with TAC, layer by layer")
+terms.mean_agreement(lines, last).round(2)
 
 # %% [markdown]
 # The table is the mean over stages 3 and 4 without the shortcuts. Above zero (and, in the precision, above chance)
@@ -348,13 +323,7 @@ pd.DataFrame({name: pd.DataFrame(table).T.loc[last].mean() for name, table in li
 # %%
 sweep = pd.DataFrame(trained.pruned(scores[trained.name], level) for trained in both for level in mus)
 run.save_rows(sweep, "05_correlation")
-sweep.pivot(index="mu", columns="model", values=["acc", "asr", "pruned"]).round(1)
-
-# %%
-plots.show(
-    plots.pruning_sweep(sweep, before, "Pruning by low correlation alone: what it breaks, and what it costs"),
-    "ACC and ASR against mu for the poisoned model and the clean twin.",
-)
+terms.show_sweep(sweep, both, "Pruning by low correlation alone: what it breaks, and what it costs")
 
 # %% [markdown]
 # Left: is there a threshold at which orange is down and blue still up? Right: what is paid where nothing needs repair?
@@ -364,14 +333,8 @@ plots.show(
 # company. Once more, behind the norm: without the term, with the paper's sign, and with the sign turned.
 
 # %%
-rows = []
-for name, powers in {
-    "norm alone": {"sigma": 1},
-    "norm, low correlation suspicious (paper)": {"sigma": 1, "correlation": -0.5},
-    "norm, high correlation suspicious": {"sigma": 1, "correlation": 0.5},
-}.items():
-    rows.append({"rule": name, **poisoned.pruned(suspiciousness(parts[poisoned.name], powers), mu)})
-ablation = pd.DataFrame(rows).set_index("rule").drop(columns=["model", "mu"])
+names = ("norm, low correlation suspicious (paper)", "norm, high correlation suspicious")
+ablation = terms.prune_by_each(poisoned, terms.behind_norm(parts[poisoned.name], "correlation", *names), mu)
 ablation.round(1)
 
 # %% [markdown]
@@ -395,16 +358,10 @@ def correlation_of(images: Images) -> dict[str, torch.Tensor]:
     return {name: s.correlation() for name, s in statistics.items()}
 
 
-lines = {
-    f"{number} a class": stability([correlation_of(run.draw(number, draw=d)) for d in range(count)])
-    for number in (1, samples_per_class)
-}
+lines = terms.redrawn(run, correlation_of, (1, samples_per_class), count)
 title = f"The ranking by correlation, from {count} draws ({poisoned.name})"
-plots.show(
-    plots.lines_by_layer(lines, "rank correlation between draws", title, legend="clean images"),
-    "Line chart over the layers: rank correlation of the term between draws.",
-)
-print("mean over the layers:  " + "  ".join(f"{name} {pd.Series(v).mean():.2f}" for name, v in lines.items()))
+alt = "Line chart over the layers: rank correlation of the term between draws."
+terms.show_redrawn(lines, title, alt, legend="clean images")
 
 # %% [markdown]
 # One image gives many positions in an early layer and few in a late one: look whether the two lines part towards the

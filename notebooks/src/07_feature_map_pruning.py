@@ -25,7 +25,7 @@
 # | evaluator | test set and trigger | reports ACC and ASR, and TAC, the ground truth; chooses nothing |
 
 # %% tags=["parameters"]
-profile = ""  # quick, laptop or paper; "" is paper with a GPU, quick without
+profile = ""  # quick, laptop or paper; "" is paper with a GPU and CIFAR-10, else quick
 attack = "badnets"  # badnets, blended, sig or wanet
 poison_rate = 0.05  # share of the training set that carries the trigger
 target = 0  # the class that the trigger leads to

@@ -26,7 +26,7 @@
 # | evaluator | test set and triggers | reports ACC, ASR, RA and DER; in section 6 it also *chooses*, as a warning |
 
 # %% tags=["parameters"]
-profile = ""  # quick, laptop or paper; "" is paper with a GPU, quick without
+profile = ""  # quick, laptop or paper; "" is paper with a GPU and CIFAR-10, else quick
 attacks = []  # of badnets, blended, sig, wanet; [] is what the profile says
 poison_rate = 0.05  # share of the training set that carries the trigger
 clean_label_rate = 0.5  # SIG instead takes this share of the target class

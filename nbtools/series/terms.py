@@ -1,0 +1,236 @@
+"""The walk of notebooks 03 to 05: a term of the score against TAC, as a score of its own, and behind the norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from nbtools.data.images import Images, draw_clean
+from nbtools.defender.components import Components, Scores
+from nbtools.defender.score import EPSILON, suspiciousness
+from nbtools.evaluator.agreement import stability, tac
+from nbtools.lab.experiments import Run
+from nbtools.lab.trained import Trained
+from nbtools.networks.units import Units
+from nbtools.series import plots
+
+Agreement = Mapping[str, Mapping[str, float]]
+"""What `nbtools.evaluator.agreement.agreement` returns: convolution name to "spearman", "precision" and "chance"."""
+
+
+def ground_truth(
+    models: Sequence[Trained], test: Images, seed: int, samples_per_class: int = 20
+) -> tuple[Images, dict[str, Scores]]:
+    """What the trigger really moves in each model: the evaluator's TAC, see `nbtools.evaluator.agreement.tac`.
+
+    Args:
+        models: of one target class, for instance the poisoned model and its clean twin.
+        test: the evaluator's images.
+        seed: of the draw from them.
+        samples_per_class: how many of each class, at least 1.
+
+    Returns:
+        The drawn images without those of the target class; and for each model's name its TAC, convolution name to
+        float64 `[filters]`.
+
+    Raises:
+        ValueError: where the models have different target classes, or an image is missing for the draw.
+    """
+    targets = {model.target for model in models}
+    if len(targets) != 1:
+        raise ValueError(f"TAC leaves out the images of the target class; give models of one target, got {targets}")
+    drawn = draw_clean(test, samples_per_class, seed=seed)
+    others = drawn.subset(drawn.labels != targets.pop())
+    return others, {model.name: tac(model.model, others, model.trigger) for model in models}
+
+
+def deep_layers(units: Units) -> list[str]:
+    """The convolutions of a ResNet's stages 3 and 4 without the shortcuts, in order."""
+    return [unit.conv for unit in units if unit.conv.startswith(("layer3", "layer4")) and not unit.shortcut]
+
+
+def low_is_suspicious(values: Mapping[str, Tensor]) -> Scores:
+    """A score from one measurement of which low values are suspicious [ours].
+
+    1 / (z_i / mean over the layer + e), e = 0.01: `nbtools.defender.score.suspiciousness` with this term alone and the
+    power -1, but for any measurement.
+
+    Args:
+        values: convolution name to `[filters]`, not negative.
+
+    Returns:
+        Convolution name to `[filters]`, positive and at most 1 / e, high = suspicious.
+    """
+    return {name: 1 / (value / value.mean().clamp_min(1e-30) + EPSILON) for name, value in values.items()}
+
+
+def mean_agreement(tables: Mapping[str, Agreement], layers: Sequence[str]) -> pd.DataFrame:
+    """The agreement with TAC of several scores, each averaged over these layers.
+
+    Args:
+        tables: the score's name to its agreement by layer.
+        layers: convolution names, at least one.
+
+    Returns:
+        One row for each score, columns "spearman" in [-1, 1], "precision" and "chance" in [0, 1].
+
+    Raises:
+        KeyError: for a layer that a table does not hold.
+    """
+    return pd.DataFrame({name: pd.DataFrame(table).T.loc[list(layers)].mean() for name, table in tables.items()}).T
+
+
+def behind_norm(parts: Components, term: str, low: str, high: str) -> dict[str, Scores]:
+    """The spectral norm as a score, without another term and with it in either sign, as `suspiciousness` joins them.
+
+    sigma~_i, then sigma~_i * sqrt(1 / (z~_i + e)) and sigma~_i * sqrt(z~_i + e), with z~ = z / mean over the layer and
+    e = 0.01 [reconstructed, see `nbtools.defender.score`].
+
+    Args:
+        parts: the measurements of one model.
+        term: "saliency", "activation" or "correlation".
+        low, high: what to call the score that suspects low values of the term, and the one that suspects high values.
+
+    Returns:
+        Three scores in this order, the first called "norm alone": convolution name to float64 `[filters]`.
+
+    Raises:
+        ValueError: for an unknown term.
+    """
+    powers = {"norm alone": {"sigma": 1}, low: {"sigma": 1, term: -0.5}, high: {"sigma": 1, term: 0.5}}
+    return {name: suspiciousness(parts, power) for name, power in powers.items()}
+
+
+def prune_by_each(trained: Trained, scores: Mapping[str, Scores], mu: float) -> pd.DataFrame:
+    """Prune copies of one model by several scores at the same threshold, see `nbtools.lab.trained.Trained.pruned`.
+
+    Args:
+        trained: the model, which stays as it is.
+        scores: the rule's name to its score, convolution name to `[filters]`, high = suspicious.
+        mu: the threshold, standard deviations above the layer's mean.
+
+    Returns:
+        One row for each rule: pruned (filters), acc, asr, ra (percent).
+    """
+    rows = [{"rule": name, **trained.pruned(score, mu)} for name, score in scores.items()]
+    return pd.DataFrame(rows).set_index("rule").drop(columns=["model", "mu"])
+
+
+def redrawn(
+    run: Run, measure: Callable[[Images], Scores], amounts: Sequence[int], draws: int
+) -> dict[str, dict[str, float]]:
+    """How alike several draws of clean images rank the filters, for each number of images.
+
+    Args:
+        run: draws the defender's images.
+        measure: images to convolution name to `[filters]`.
+        amounts: images of each class, at least 1.
+        draws: how many draws to compare, at least 2.
+
+    Returns:
+        "10 a class" and so on to `nbtools.evaluator.agreement.stability`: convolution name to a number in [-1, 1].
+
+    Raises:
+        ValueError: for fewer than two draws, or more images than the defender has.
+    """
+    return {
+        f"{number} a class": stability([measure(run.draw(number, draw=draw)) for draw in range(draws)])
+        for number in amounts
+    }
+
+
+def show_against_tac(
+    scores: Mapping[str, Tensor], truth: Mapping[str, Tensor], layers: Sequence[str], what: str, title: str
+) -> None:
+    """Show what `low_is_suspicious` makes of a measurement against TAC, one scatter plot for each layer.
+
+    Args:
+        scores: convolution name to `[filters]`.
+        truth: TAC, same shapes.
+        layers: which convolutions, in order.
+        what: the measurement in one word, "saliency".
+        title: the finding.
+    """
+    plots.show(
+        plots.score_against_tac(scores, truth, layers, f"1 / ({what} / mean + {EPSILON:g})", title),
+        f"Scatter plots, one a layer of stages three and four: TAC across, the inverse of the {what} upwards.",
+    )
+
+
+def show_agreement(tables: Mapping[str, Agreement], title: str) -> None:
+    """Show the agreement of several scores with TAC along the layers; see `nbtools.series.plots.agreement_by_layer`."""
+    plots.show(
+        plots.agreement_by_layer(tables, title),
+        "Two line charts over the layers: rank correlation with TAC, and precision among the top ten.",
+    )
+
+
+def show_sweep(sweep: pd.DataFrame, models: Sequence[Trained], title: str) -> None:
+    """Show what pruning at several thresholds left of each model: first as a table, then as a figure.
+
+    Args:
+        sweep: rows of `nbtools.lab.trained.Trained.pruned`: model, mu, pruned (filters), acc, asr (percent).
+        models: those that were pruned, the poisoned one and its clean twin.
+        title: the finding, for the figure.
+    """
+    from IPython.display import display
+
+    display(sweep.pivot(index="mu", columns="model", values=["acc", "asr", "pruned"]).round(1))
+    before = {model.name: model.before_at_a_glance.row() for model in models}
+    plots.show(
+        plots.pruning_sweep(sweep, before, title),
+        "ACC and ASR against mu for the poisoned model and the clean twin.",
+    )
+
+
+def show_redrawn(
+    lines: Mapping[str, Mapping[str, float]],
+    title: str,
+    alt: str,
+    colors: Sequence[str] = plots.LINES,
+    legend: str = "",
+) -> None:
+    """Show how alike several draws of clean images rank the filters, along the layers, and print each line's mean.
+
+    Args:
+        lines: a name to what `nbtools.evaluator.agreement.stability` returns.
+        title: the finding.
+        alt: the figure in words.
+        colors: one for each line.
+        legend: what the names are.
+    """
+    plots.show(plots.lines_by_layer(lines, "rank correlation between draws", title, colors, legend), alt)
+    print("mean over the layers:  " + "  ".join(f"{name} {pd.Series(v).mean():.2f}" for name, v in lines.items()))
+
+
+def strip_with_rings(
+    axis: Axes,
+    values: Mapping[str, Tensor],
+    truth: Mapping[str, Tensor],
+    color: str,
+    shift: float = 0.0,
+    spread: float = 0.5,
+    label: str | None = None,
+) -> None:
+    """Draw each filter as a dot over its layer, with a ring at the three of each layer that the trigger moves most.
+
+    Args:
+        axis: where to draw.
+        values: convolution name to `[filters]`.
+        truth: TAC, same shapes; a layer has at least three filters.
+        color: of the dots.
+        shift: how far to the right of the layer's place, 1 being the next layer's.
+        spread: width of the strip, in the same unit.
+        label: of the dots, for the legend.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for column, (name, value) in enumerate(values.items()):
+        height, top = value.cpu(), truth[name].cpu().topk(3).indices
+        across = column + shift + spread * (torch.rand(len(height), generator=generator) - 0.5)
+        axis.scatter(across, height, s=8, color=color, alpha=0.4, linewidth=0, label=label if column == 0 else None)
+        axis.scatter(across[top], height[top], s=55, facecolor="none", edgecolor="black", linewidth=0.9)
+    axis.set_xticks(range(len(values)), list(values), rotation=90, fontsize=8)
