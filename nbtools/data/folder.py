@@ -1,21 +1,19 @@
-"""A folder of clean images by class: FOLDER/<class>/<image>."""
+"""A folder of clean images by class: FOLDER/<class>/<image>, or in folders below the class's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
+from nbtools.data.classes import class_names
 from nbtools.data.images import Images
+from nbtools.data.listing import Listing, counted, first, identity, list_beside, list_pictures
+from nbtools.data.pictures import SUFFIXES, Header, Span, read_header, read_pixels, read_span, reason
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
-LIST = "classes.txt"
-NAMED = 5
-"""So many files or classes are named in a message."""
 LARGE = 512
 """Pixels a side above which a size must be asked for: nobody means to feed photographs as they are by default."""
 
@@ -25,7 +23,7 @@ class Folder:
     """What a folder of images holds.
 
     Args:
-        images: all of them, by class and name.
+        images: all of them, by class and path.
         notes: how they were read, in sentences.
         warnings: what is amiss with them, in sentences.
     """
@@ -35,127 +33,175 @@ class Folder:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """What is known of a folder before its pictures are decoded.
+
+    Args:
+        folder, classes: where, and the classes in order.
+        labels: of each picture, by class and path.
+        headers: of those that have a readable one.
+        broken: what can't be read, and why.
+        spans: by bits, the extremes of the grey pictures of more than 8.
+        aside: what is left aside in the class folders.
+    """
+
+    folder: Path
+    classes: tuple[str, ...]
+    labels: dict[Path, int]
+    headers: dict[Path, Header]
+    broken: dict[Path, str]
+    spans: dict[int, Span]
+    aside: Counter[str]
+
+
 def read_folder(folder: Path, num_classes: int, size: tuple[int, int] | None = None) -> Folder:
-    """Every image of every class; the classes' order is that of `class_names`.
+    """Every image of every class; the classes' order is that of `nbtools.data.classes.class_order`.
 
     Args:
         folder: holds one folder a class; some may be empty.
         num_classes: of the model.
-        size: height and width to resize to; None is the first image's.
+        size: height and width to resize to; None is the size that more than half of the images have.
 
     Raises:
-        ValueError: for another number of classes, no image, images that can't be read, or a first image that is too
-            large to be meant so.
+        ValueError: for another number of classes, fewer than two images, images that can't be read, images of many
+            sizes, or a size that is too large to be meant so.
     """
-    classes = class_names(folder, num_classes)
-    files = [(path, label) for label, name in enumerate(classes) for path in _files(folder / name)]
-    if len(files) < 2:
+    scanned = scan(folder, class_names(folder, num_classes))
+    return decode(scanned, size, scanned.spans)
+
+
+def scan(folder: Path, classes: Sequence[str]) -> Scan:
+    """List a folder's pictures and read their headers; grey ones of more than 8 bits are decoded, for their extremes.
+
+    Raises:
+        ValueError: where there are fewer than two.
+    """
+    above = (identity(folder),)
+    found = [list_pictures(folder / name, above) if (folder / name).is_dir() else Listing() for name in classes]
+    labels = {path: label for label, listing in enumerate(found) for path in listing.pictures}
+    broken = {path: why for listing in found for path, why in listing.broken.items()}
+    aside = sum((listing.aside for listing in found), Counter[str]())
+    if (count := len(labels) + len(broken)) < 2:
+        left = counted(aside + list_beside(folder, classes))
         raise ValueError(
-            f"{folder} holds {len(files) or 'no'} image{'s' * (len(files) != 1)} ({', '.join(SUFFIXES)}) in its class "
+            f"{folder} holds {count or 'no'} image{'s' * (count != 1)} ({', '.join(SUFFIXES)}) in its class "
             "folders; two are the least (one to repair with, one held back), ten a class or more are good"
+            + (f". What else is there: {left}" if left else "")
         )
-    if size is None:
-        size = _own_size(files[0][0])
-    stack = torch.empty(len(files), 3, *size, dtype=torch.uint8)
-    broken, resized = [], 0
-    for index, (path, _) in enumerate(files):
+    headers: dict[Path, Header] = {}
+    spans: dict[int, Span] = {}
+    for path in labels:
         try:
-            pixels, changed = _read(path, size)
+            header = read_header(path)
+            if header.bits:
+                spans = widest(spans, {header.bits: read_span(path)})
+            headers[path] = header
         except Exception as error:  # whatever a decoder raises, the file can't be read
-            broken.append(f"{path.relative_to(folder)} ({_reason(error)})")
-            continue
-        stack[index] = pixels
-        resized += changed
-    if broken:
-        raise ValueError(f"{len(broken)} of {len(files)} images can't be read: {_first(broken)}; mend or remove them")
-    images = Images(stack, torch.tensor([label for _, label in files]), classes)
-    return Folder(images, tuple(_notes(folder, images, resized)), tuple(_warnings(images)))
+            broken[path] = reason(error)
+    return Scan(folder, tuple(classes), labels, headers, broken, spans, aside)
 
 
-def class_names(folder: Path, num_classes: int) -> tuple[str, ...]:
-    """The classes in the order of the model's outputs.
+def widest(one: Mapping[int, Span], other: Mapping[int, Span]) -> dict[int, Span]:
+    """By bits, the extremes of both."""
+    pairs = [(bits, [spans[bits] for spans in (one, other) if bits in spans]) for bits in {*one, *other}]
+    return {bits: (min(low for low, _ in both), max(high for _, high in both)) for bits, both in pairs}
 
-    That of classes.txt where there is one; numerical where all names are whole numbers; else alphabetical.
+
+def decode(scanned: Scan, size: tuple[int, int] | None, spans: Mapping[int, Span]) -> Folder:
+    """Read what was listed.
+
+    Args:
+        scanned: the folder.
+        size: see `read_folder`.
+        spans: extremes of grey values as in `Scan.spans`, over everything that is to be read alike.
 
     Raises:
-        ValueError: where there are not as many as the model has; both are listed.
+        ValueError: as `read_folder` does.
     """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; --images takes one that holds a folder of images for each class")
-    there = [p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__"))]
-    listed = folder / LIST
-    if listed.is_file():
-        names = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
-        if len(set(names)) < len(names):
-            raise ValueError(f"{listed} names a class twice")
-        if unknown := sorted(set(there) - set(names)):
-            raise ValueError(f"{folder} holds folders that {LIST} does not name: {_first(unknown)}")
-        if not set(there) & set(names):
-            raise ValueError(f"{folder} holds none of the folders that {LIST} names: {_first(names)}")
-    elif there and all(name.isdecimal() for name in there):
-        names = sorted(there, key=lambda name: (int(name), name))
-    else:
-        names = sorted(there)
-    if len(names) != num_classes:
-        source = f"{LIST} names" if listed.is_file() else f"{folder} holds"
+    broken = dict(scanned.broken)
+    if size is None:
+        try:
+            size = _own_size(scanned)
+        except ValueError:
+            if broken:
+                raise _unreadable(scanned, broken) from None
+            raise
+    stack = torch.empty(len(scanned.headers), 3, *size, dtype=torch.uint8)
+    turned = 0
+    for index, path in enumerate(scanned.headers):
+        try:
+            pixels = read_pixels(path, size, spans)
+        except Exception as error:  # as above; a header may be whole, and the rest cut off
+            broken[path] = reason(error)
+            continue
+        stack[index] = pixels.rgb
+        turned += pixels.turned
+    deep = [index for index, header in enumerate(scanned.headers.values()) if header.deep_colour]
+    if deep and not bool(stack[deep].any()):
+        # Of 16 bits a channel PIL hands out the upper 8, and does not say what the lower ones hold.
+        why = "16 bits a channel, and all values below 256, which would be black; save it with 8 bits a channel"
+        broken |= {path: why for path, header in scanned.headers.items() if header.deep_colour}
+    if broken:
+        raise _unreadable(scanned, broken)
+    images = Images(stack, torch.tensor(list(scanned.labels.values())), scanned.classes)
+    return Folder(images, tuple(_notes(scanned, size, spans, turned)), tuple(_warnings(images)))
+
+
+def _unreadable(scanned: Scan, broken: Mapping[Path, str]) -> ValueError:
+    named = [f"{path.relative_to(scanned.folder).as_posix()} ({broken[path]})" for path in sorted(broken)]
+    total = len({*scanned.labels, *broken})
+    return ValueError(f"{len(broken)} of {total} images can't be read: {first(named)}; mend or remove them")
+
+
+def _own_size(scanned: Scan) -> tuple[int, int]:
+    """Height and width that more than half of the images have, unless it is too large to be meant so."""
+    sizes = Counter(header.size for header in scanned.headers.values())
+    ((height, width), most), *_ = sizes.most_common(1) or [((0, 0), 0)]
+    if 2 * most <= sizes.total():
         raise ValueError(
-            f"the model tells {num_classes} classes apart, and {source} {len(names)}: {_first(names, 20) or 'none'}. "
-            f"Every class needs a folder (an empty one will do), or a line in {folder / LIST}, in the order of the "
-            "model's outputs"
+            f"the images in {scanned.folder} have {len(sizes)} sizes, {_range(sizes)}, and no size that more than half "
+            f"of the {sizes.total()} share; say with --size what the model takes"
         )
-    return tuple(names)
-
-
-def _files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file())
-
-
-def _own_size(path: Path) -> tuple[int, int]:
-    """Height and width of an image, unless it is too large to be meant so."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-    except Exception as error:
-        raise ValueError(f"the first image, {path.name}, can't be read ({_reason(error)}); mend or remove it") from None
-    if max(width, height) > LARGE:
-        raise ValueError(f"the first image, {path.name}, is {width}x{height}; say with --size what the model takes")
+    if max(height, width) > LARGE:
+        raise ValueError(f"the images in {scanned.folder} are {width}x{height}; say with --size what the model takes")
     return height, width
 
 
-def _read(path: Path, size: tuple[int, int]) -> tuple[torch.Tensor, bool]:
-    """One image: uint8 `[3, h, w]`, and whether it was resized."""
-    with Image.open(path) as image:
-        image.load()
-        if image.mode.startswith("I"):  # 16 bits a pixel; PIL's own conversion would cut the upper values off
-            image = Image.fromarray((np.asarray(image).clip(0, 65_535) // 256).astype(np.uint8))
-        elif image.mode == "F":
-            raise ValueError("its pixels are floats of unknown range")
-        image = image.convert("RGBA").convert("RGB") if image.mode in ("P", "PA") else image.convert("RGB")
-        changed = image.size != (size[1], size[0])
-        if changed:
-            image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1), changed
+def _range(sizes: Counter[tuple[int, int]]) -> str:
+    """The smallest and the largest size, or the only one."""
+    ordered = [f"{width}x{height}" for height, width in sorted(sizes, key=lambda size: (size[0] * size[1], size))]
+    return " to ".join(ordered[:1] + ordered[1:][-1:])
 
 
-def _reason(error: Exception) -> str:
-    return "no image, or damaged" if isinstance(error, Image.UnidentifiedImageError) else str(error) or repr(error)
-
-
-def _first(names: Sequence[str], count: int = NAMED) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
-
-
-def _notes(folder: Path, images: Images, resized: int) -> list[str]:
+def _notes(scanned: Scan, size: tuple[int, int], spans: Mapping[int, Span], turned: int) -> list[str]:
+    headers, total = scanned.headers.values(), len(scanned.headers)
     notes = []
-    height, width = images.size
-    if resized:
-        notes.append(f"{resized} of {len(images)} images had another size and were resized to {width}x{height}.")
-    places = [folder / name for name in images.classes if (folder / name).is_dir()]
-    inside = [path for place in places for path in place.iterdir() if path.name[0] != "."]
-    if other := sum(path.suffix.lower() not in SUFFIXES for path in inside):
-        notes.append(f"Left aside in the class folders, being no images: {other}.")
+    other = Counter(header.size for header in headers if header.size != size)
+    if other:
+        notes.append(
+            f"{other.total()} of {total} images had another size and were resized to {size[1]}x{size[0]} "
+            f"(from {_range(other)})."
+        )
+    depth = {path: len(path.relative_to(scanned.folder).parts) for path in scanned.headers}
+    if deeper := [path.parent.relative_to(scanned.folder).as_posix() for path in depth if depth[path] > 2]:
+        places = first(sorted(set(deeper)), 2)
+        notes.append(f"{len(deeper)} of {total} images come from folders below those of the classes ({places}).")
+    for bits in scanned.spans:
+        low, high = spans[bits]
+        count = sum(header.bits == bits for header in headers)
+        done = "were taken as they are" if high <= 255 else "were divided by 256, being 16-bit ones"
+        notes.append(f"{count} of {total} images have {bits}-bit grey values, from {low} to {high}; they {done}.")
+    for count, said in (
+        (sum(header.deep_colour for header in headers), "have 16 bits a channel, of which the upper 8 were taken"),
+        (turned, "ask in their EXIF data to be turned, and were not (torchvision does not do so either)"),
+        (sum(header.frames for header in headers), "hold several pictures, of which the first was taken"),
+    ):
+        if count:
+            notes.append(f"{count} of {total} images {said}.")
+    for place, aside in (("in", scanned.aside), ("beside", list_beside(scanned.folder, scanned.classes))):
+        if text := counted(aside):
+            notes.append(f"Left aside {place} the class folders: {text}.")
     return notes
 
 
@@ -163,7 +209,7 @@ def _warnings(images: Images) -> list[str]:
     warnings = []
     counts = torch.bincount(images.labels, minlength=images.num_classes).tolist()
     if empty := [name for name, count in zip(images.classes, counts, strict=True) if not count]:
-        warnings.append(f"There is no image of {_first(empty)}: what the repair does to these classes is not known.")
+        warnings.append(f"There is no image of {first(empty)}: what the repair does to these classes is not known.")
     if copies := len(images) - len(torch.unique(images.images.flatten(1), dim=0)):
         warnings.append(
             f"Among the images are {copies} copies of others: not all that are held back are new to the defence."

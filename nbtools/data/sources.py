@@ -13,12 +13,15 @@ import numpy as np
 import torch
 
 from nbtools.data.images import Images
-from nbtools.data.splits import Splits, in_three
+from nbtools.data.splits import MIXED, Splits, in_three
 from nbtools.settings import CIFAR10, data_places
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+GTSRB_NOTE = "The pictures, of 15 to 250 pixels a side, were resized to 32x32."
 Half = tuple[Any, Any, tuple[str, ...]]
 """Pixels (uint8 `[n, h, w, 3]`), labels `[n]`, class names."""
+HALVES = ("train", "test")
+"""The folders in a folder of one's own."""
 
 
 def _cifar10(root: str, train: bool, download: bool) -> Half:
@@ -51,6 +54,13 @@ def _gtsrb(root: str, train: bool, download: bool) -> Half:
     return np.stack(pixels), labels, tuple(f"{number:02d}" for number in range(43))
 
 
+class DataNotFound(FileNotFoundError):
+    """A data set is not on this machine; the message says what to type. A notebook shows it without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks for it
+        return [f"{type(self).__name__}: {self}"]
+
+
 @dataclass(frozen=True)
 class Source:
     """A published data set.
@@ -61,6 +71,9 @@ class Source:
         classes: how many.
         marker: the file or folder that it is found by.
         read: root, which half, and whether to download, to that half.
+        mixed: whether it is published in random order, so that its first images hold every class; one that is sorted
+            is brought into `nbtools.data.splits.mixed_order`.
+        notes: what reading it changes, see `nbtools.data.splits.Splits`.
     """
 
     name: str
@@ -68,6 +81,8 @@ class Source:
     classes: int
     marker: str
     read: Callable[[str, bool, bool], Half]
+    mixed: bool = True
+    notes: tuple[str, ...] = ()
 
     def found(self, data: Path | None = None) -> Path | None:
         """The first of `nbtools.settings.data_places` that holds `marker`, else None."""
@@ -80,7 +95,7 @@ SOURCES = {
         Source("cifar10", "CIFAR-10", 10, CIFAR10, _cifar10),
         Source("cifar100", "CIFAR-100", 100, "cifar-100-python", _cifar100),
         Source("svhn", "SVHN", 10, "train_32x32.mat", _svhn),
-        Source("gtsrb", "GTSRB", 43, "gtsrb", _gtsrb),
+        Source("gtsrb", "GTSRB", 43, "gtsrb", _gtsrb, mixed=False, notes=(GTSRB_NOTE,)),
     )
 }
 
@@ -108,7 +123,7 @@ def load(
         download: fetch it into the first place where it can't be found.
 
     Raises:
-        FileNotFoundError: where the files are not there; it names the three ways to get them.
+        DataNotFound: where the files are not there; it says what to type.
         ConnectionError: where the download fails.
         ValueError: where a file is damaged, or a part would have no image.
     """
@@ -117,10 +132,12 @@ def load(
     root = source.found(data)
     if root is None and not download:
         looked = ", ".join(str(place) for place in data_places(data))
-        raise FileNotFoundError(
-            f"{source.title} was not found (no {source.marker} in: {looked}). Three ways to get it: "
-            f"set NBTOOLS_DATA to the folder that holds {source.marker}; or give that folder with --data; "
-            f"or let torchvision download it: nbtools.data.datasets.load('{source.name}', download=True)."
+        download_it = f"from nbtools.data import datasets; datasets.load('{source.name}', download=True)"
+        raise DataNotFound(
+            f'{source.title} is not here. To go on without it: profile = "quick" in the parameters cell, or --profile '
+            f'quick on the command line. To download it: python -c "{download_it}". Where it lies elsewhere: set '
+            f"NBTOOLS_DATA to the folder that holds {source.marker}, or give that folder with --data. Looked in: "
+            f"{looked}."
         )
     root = root or data_places(data)[0]
     try:
@@ -136,7 +153,8 @@ def load(
             f"{source.title} in {root} is not complete: a file is missing, truncated or changed (its checksum differs)."
             f" Delete {root / source.marker} and get it again."
         ) from error
-    return in_three(source.name, learning, testing, train, reserved, test)
+    version, mix = ("", False) if source.mixed else (MIXED, True)
+    return in_three(source.name, learning, testing, train, reserved, test, version, mix=mix, notes=source.notes)
 
 
 def _images(half: Half) -> Images:
@@ -148,6 +166,8 @@ def _images(half: Half) -> Images:
 def load_folder(folder: Path, *, train: int, reserved: int, test: int, size: int = 32) -> Splits:
     """Images of one's own: FOLDER/train/<class>/<image> and FOLDER/test/<class>/<image>, resized to squares.
 
+    The parts are in `nbtools.data.splits.mixed_order`, and the notes tell what was left aside, resized or guessed.
+
     Args:
         folder: holds `train` and `test`, each with the same classes.
         train, reserved, test: at most so many images; a tenth of those in `train` is the defender's.
@@ -156,18 +176,42 @@ def load_folder(folder: Path, *, train: int, reserved: int, test: int, size: int
     Raises:
         ValueError: for a folder that is missing, other classes in `test`, or images that can't be read.
     """
-    from nbtools.data.folder import class_names, read_folder
+    from nbtools.data.classes import class_order
+    from nbtools.data.folder import decode, scan, widest
 
-    if missing := [half for half in ("train", "test") if not (folder / half).is_dir()]:
+    if missing := [half for half in HALVES if not (folder / half).is_dir()]:
         raise ValueError(
             f"{folder} holds no folder {' and no folder '.join(missing)}: a folder a class in each of them"
         )
-    number = sum(p.is_dir() and not p.name.startswith((".", "__")) for p in (folder / "train").iterdir())
-    names = class_names(folder / "train", number)
-    if class_names(folder / "test", number) != names:
-        raise ValueError(f"the classes in {folder / 'test'} are others than those in {folder / 'train'}")
-    learning, testing = (read_folder(folder / half, number, (size, size)).images for half in ("train", "test"))
-    digest = hashlib.sha256()
-    for part in (learning, testing):
-        digest.update(part.images.numpy().tobytes() + part.labels.numpy().tobytes())
-    return in_three(f"folder:{folder.name}", learning, testing, train, reserved, test, digest.hexdigest()[:12])
+    names, others = (class_order(folder / half) for half in HALVES)
+    if names != others:
+        differ = ", ".join(sorted({*names} ^ {*others})[:5])
+        raise ValueError(
+            f"the classes in {folder / 'test'} are others than those in {folder / 'train'}, or in another order: "
+            + (f"{differ} in one of them alone; an empty folder will do" if differ else "see classes.txt in both")
+        )
+    scans = [scan(folder / half, names) for half in HALVES]
+    spans = widest(*(scanned.spans for scanned in scans))
+    halves = [decode(scanned, (size, size), spans) for scanned in scans]
+    digest = hashlib.sha256(MIXED.encode())
+    for half in halves:
+        digest.update(half.images.images.numpy().tobytes() + half.images.labels.numpy().tobytes())
+    learning, testing = (half.images for half in halves)
+    return in_three(
+        f"folder:{folder.name}",
+        learning,
+        testing,
+        train,
+        reserved,
+        test,
+        digest.hexdigest()[:12],
+        mix=True,
+        notes=_both([half.notes + half.warnings for half in halves]),
+    )
+
+
+def _both(notes: list[tuple[str, ...]]) -> tuple[str, ...]:
+    """Those of both halves, with the half's name where the other one has another."""
+    common = [note for note in notes[0] if note in notes[1]]
+    own = [f"{half}: {note}" for half, said in zip(HALVES, notes, strict=True) for note in said if note not in common]
+    return (*common, *own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,7 +58,19 @@ def cluster(workers: int, scheduler: str = "", tries: int = 3, threads_free: boo
         ) as own,
         Client(own) as client,
     ):
+        client.register_plugin(_deaf())
         yield client
+
+
+def _deaf() -> Any:
+    """What lets a worker pass over a terminal's Ctrl-C, which reaches every process: who asked decides what ends."""
+    from distributed import WorkerPlugin
+
+    class Deaf(WorkerPlugin):
+        def setup(self, worker: object) -> None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    return Deaf()
 
 
 def cores(threads: int, gpus: int = 0) -> int:

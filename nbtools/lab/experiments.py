@@ -215,7 +215,7 @@ def start(
     small: bool = False,
     dataset: str = "",
 ) -> Run:
-    """Begin a notebook: choose device and data by the profile, and print one table of what was chosen.
+    """Begin a notebook: choose device and data by the profile, and print one table of what was chosen, with notes.
 
     Args:
         profile: "quick", "laptop", "paper"; "" is `paper` with a GPU and `quick` without.
@@ -286,4 +286,5 @@ def _table(run: Run) -> str:
         "versions": f"Python {sys.version.split()[0]}, torch {torch.__version__.split('+')[0]}, "
         f"nbtools {package_version('nbtools')}",
     }
-    return "\n".join(f"{name:<9} {value}" for name, value in lines.items())
+    told = [*lines.items(), *(("note", note) for note in run.splits.notes)]
+    return "\n".join(f"{name:<9} {value}" for name, value in told)

@@ -1,0 +1,80 @@
+"""The classes of a folder of images, in the order of a model's outputs."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+from nbtools.data.listing import LIST, class_folders, first, kind_of
+from nbtools.data.pictures import reason
+
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # begins with the mark of UTF-16, and so stands before it
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""The byte-order marks that a text may begin with, and how it is read then."""
+
+
+def class_names(folder: Path, num_classes: int) -> tuple[str, ...]:
+    """The classes in the order of the model's outputs, see `class_order`.
+
+    Raises:
+        ValueError: where there are not as many as the model has; both are listed.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; --images takes one that holds a folder of images for each class")
+    names = class_order(folder)
+    if len(names) != num_classes:
+        source = f"{LIST} names" if (folder / LIST).is_file() else f"{folder} holds"
+        raise ValueError(
+            f"the model tells {num_classes} classes apart, and {source} {len(names)}: {first(names, 20) or 'none'}. "
+            f"Every class needs a folder (an empty one will do), or a line in {folder / LIST}, in the order of the "
+            "model's outputs"
+        )
+    return names
+
+
+def class_order(folder: Path) -> tuple[str, ...]:
+    """The order of classes.txt where there is one; numerical where all names are whole numbers; else alphabetical.
+
+    Raises:
+        ValueError: where the list can't be read or does not fit the folders, or a class's folder can't be entered.
+    """
+    listed = folder / LIST
+    if os.path.lexists(listed) and (kind := kind_of(listed)) != "a file":
+        raise ValueError(f"{listed} is {kind}, and should be a text file, a class a line; mend or remove it")
+    there = class_folders(folder)
+    if not listed.is_file():
+        numbered = all(name.isdecimal() for name in there)
+        return tuple(sorted(there, key=lambda name: (int(name), name)) if numbered else there)
+    names = [line.strip() for line in _text(listed).splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"{listed} is empty; it should name a class a line, or be removed")
+    # The same é is one letter in a text and, in the name of a folder that came from a Mac, an e and an accent.
+    same = {unicodedata.normalize("NFC", name): name for name in there}
+    names = [name if name in there else same.get(unicodedata.normalize("NFC", name), name) for name in names]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{listed} names a class twice: {first(twice)}")
+    if unknown := sorted(set(there) - set(names)):
+        raise ValueError(f"{folder} holds folders that {LIST} does not name: {first(unknown)}")
+    if not there:
+        raise ValueError(f"{folder} holds none of the folders that {LIST} names: {first(names)}")
+    return tuple(names)
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "utf-8")
+        text = data.decode(encoding)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} can't be read as text ({reason(error)}); save it as UTF-8") from None
+    if "\0" in text:
+        raise ValueError(f"{path} can't be read as text (UTF-16 without a byte-order mark?); save it as UTF-8")
+    return text
