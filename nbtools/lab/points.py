@@ -128,7 +128,8 @@ def measure(point: Point, data: str = "", threads: int = 1, expected: str = "") 
 
     Returns:
         What was asked, what `nbtools.lab.experiments.Run.defend` measured, the run's stamp, `wall` (seconds with
-        evaluation, and with loading where the worker's last points were of other models), and "" as `error`.
+        evaluation, and with loading where the worker's last points were of other models), and "" as `error`; as `notes`
+        what was left aside, resized or guessed in the images, where anything was.
 
     Raises:
         RuntimeError: where this process has another version of the package.
@@ -139,7 +140,8 @@ def measure(point: Point, data: str = "", threads: int = 1, expected: str = "") 
     run, trained = _trained(point.model, data, _device())
     amount = point.samples_per_class, point.n_total, point.draw
     row = run.defend(trained, point.defence, *amount, glance=point.glance)
-    return point.columns() | run.stamp() | row | {"wall": time.monotonic() - started, "error": ""}
+    told = {"notes": " ".join(run.splits.notes)} if run.splits.notes else {}
+    return point.columns() | run.stamp() | row | told | {"wall": time.monotonic() - started, "error": ""}
 
 
 # The last few are kept, since a grid's neighbours share them.
