@@ -223,29 +223,28 @@ def sweep(
     """
     from nbtools.series import notebooks
     from nbtools.settings import PROFILES
+    from nbtools.wording import known
 
     _settle_folders(data)
     try:
         if profile is not None and profile not in PROFILES:
-            raise ValueError(notebooks.known("profile", profile, PROFILES))
-        from nbtools.lab import grids as axes
-        from nbtools.lab.estimate import estimate
-        from nbtools.lab.points import Point
+            raise ValueError(known("profile", profile, PROFILES))
+        from nbtools.lab import grids
         from nbtools.lab.store import Store
-        from nbtools.lab.sweep import Scale, lanes
+        from nbtools.lab.sweep import Scale
         from nbtools.lab.sweep import sweep as work
         from nbtools.series import pages
 
         if notebook is None:
-            asked = axes.read(grid, profile or "")
+            asked = grids.read(grid, profile or "")
         else:
             asked = pages.read(grid, notebook, notebooks.source_folder(), profile or "")
         store = Store(out or notebooks.source_folder().parent.parent / "runs" / "sweeps" / grid.stem)
         scale = Scale(workers, threads, scheduler)
         left = [point for point in asked.points if store.lacks(point, retry)]
+        models = len({point.model for point in left} - {None})
         click.echo(f"{len(asked.points)} points in {grid}, {len(asked.points) - len(left)} with a row already")
-        if measured := [point for point in left if isinstance(point, Point)]:
-            click.echo(estimate(measured, lanes(scale)))
+        click.echo(f"{len(left)} to measure" + (f", on {models} model{'s' * (models > 1)}" if models else ""))
         if dry_run:
             return
         outcome = work(asked, store, scale, str(data.absolute()) if data else "", retry, click.echo)

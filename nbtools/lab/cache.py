@@ -18,7 +18,7 @@ import reprlib
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -112,14 +112,6 @@ def cached(
         _write(path, *build(work), wanted)
         shutil.rmtree(work, ignore_errors=True)
         return _read(path, wanted)  # read back, so that the first caller gets what every later one gets
-
-
-def cards(kind: str, root: Path | None = None) -> Iterator[dict[str, Any]]:
-    """The cards of all entries of a kind, in no order, unchecked: to look over. What can't be read is passed over."""
-    for path in ((folder() if root is None else root) / kind).glob(f"*/{CARD}"):
-        if not path.parent.suffix:  # neither one being written nor a damaged one
-            with suppress(OSError, ValueError):
-                yield json.loads(path.read_bytes())
 
 
 def size(root: Path | None = None) -> int:

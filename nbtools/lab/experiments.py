@@ -234,7 +234,10 @@ def start(
         FileNotFoundError: where the profile's data can't be found; it says how to get them.
     """
     keep_memory()
-    chosen = scaled(profile, width=width, epochs=epochs, small=small, dataset=dataset)
+    chosen = get_profile(profile or default_profile(data))
+    chosen = chosen.narrowed() if small else chosen
+    changes = {"width": width, "epochs": epochs, "dataset": dataset}
+    chosen = replace(chosen, **{name: value for name, value in changes.items() if value})
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     place = torch.device(device) if device else default_device()
@@ -259,18 +262,6 @@ def _kept_shapes(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
     made = cached("images", config, build).tensors
     return made["images"], made["labels"]
-
-
-def scaled(profile: str = "", *, width: int = 0, epochs: int = 0, small: bool = False, dataset: str = "") -> Profile:
-    """A profile by name, with what `start` may change in it."""
-    chosen = get_profile(profile or default_profile())
-    chosen = chosen.narrowed() if small else chosen
-    return replace(
-        chosen,
-        width=width or chosen.width,
-        epochs=epochs or chosen.epochs,
-        dataset=dataset or chosen.dataset,
-    )
 
 
 def _table(run: Run) -> str:

@@ -6,11 +6,10 @@ data/models/<name>.json          the configuration that shaped them, their train
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,6 @@ from nbtools.settings import ROOT
 FOLDER = ROOT / "data" / "models"
 KEPT = ("history", "seconds", "hardware", "bf16", "torch")
 """What a model's card tells of its training."""
-
-
-def cards() -> Iterator[dict[str, Any]]:
-    """The cards of the shipped models, as far as they can be read."""
-    for path in sorted(FOLDER.glob("*.json")):
-        with contextlib.suppress(OSError, ValueError):
-            yield json.loads(path.read_text(encoding="utf-8"))
 
 
 def find(config: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -122,7 +122,7 @@ def _work(
             models[model], names[training] = training, model.name
         arguments = (models[model], point, data, scale.threads, code)
         asked[client.submit(_measure, *arguments, key=f"point-{point.id}-{own}", resources=gpu)] = point
-    started, number, told = time.monotonic(), len(missing), {""}
+    started, number, noted = time.monotonic(), len(missing), {""}
     try:
         for future in as_completed([*names, *asked], raise_errors=False):
             if future in names:
@@ -135,8 +135,8 @@ def _work(
             future.release()
             outcome.done += 1
             outcome.failed += bool(row["error"])
-            if (notes := row.get("notes", "")) not in told:
-                told.add(notes)
+            if (notes := row.get("notes", "")) not in noted:
+                noted.add(notes)
                 say(f"Note on the images of {row.get('dataset', 'this set')}: {notes}")
             left, places = number - outcome.done, sum(dict(client.nthreads()).values())  # pyright: ignore[reportCallIssue, reportArgumentType]
             rest = duration((time.monotonic() - started) / outcome.done * left)
