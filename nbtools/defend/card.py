@@ -18,6 +18,7 @@ from nbtools.defend.checkpoint import Checkpoint
 from nbtools.defend.findings import compared, warnings_of
 from nbtools.defend.fitting import Fitted
 from nbtools.defend.report import verdict
+from nbtools.defend.start import Start
 from nbtools.defender import Defence, Repair
 from nbtools.networks.units import prunable_units
 from nbtools.settings import hardware, versions
@@ -42,6 +43,7 @@ class Request:
     references: Path | None = None
     device: str | None = None
     force: bool = False
+    anyway: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +59,61 @@ class Job:
     learn: Images
     held: Images
     references: list[float] | None
+    start: Start
+
+    @property
+    def notes(self) -> list[str]:
+        """How everything was read, in sentences."""
+        kept = [name for name in self.checkpoint.beside if name not in self.checkpoint.others]
+        copied = [f"Copied as it is from the file: {', '.join(kept)}."] if kept else []
+        return list(dict.fromkeys([*self.fitted.notes, *copied, *self.folder.notes]))
+
+    @property
+    def doubts(self) -> list[str]:
+        """What may be wrong with what was read, in sentences."""
+        others = [
+            f"The weights under {o} were left as they are: still to be suspected." for o in self.checkpoint.others
+        ]
+        return list(dict.fromkeys([*self.fitted.warnings, *self.folder.warnings, *others]))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is to be warned of before anything is done, the gravest first."""
+        return list(dict.fromkeys([*self.start.warnings, *self.doubts]))
+
+    def fed(self) -> list[str]:
+        """How the images were fed to which weights, in phrases that name the options."""
+        fitted, checkpoint, (height, width) = self.fitted, self.checkpoint, self.held.size
+        said = [
+            f"the normalisation, mean {fitted.mean} and std {fitted.std} (--mean, --std)",
+            f"the images' size, {width}x{height} (--size)",
+        ]
+        if fitted.strides:
+            said.append(f"the strides, {fitted.strides} (--strides)")
+        if checkpoint.others:
+            taken, left = ".".join(checkpoint.place), ", ".join(checkpoint.others)
+            said.append(f"the weights, those under {taken} and not {left} (--key)")
+        return said
 
 
 def make_card(
-    job: Job, repair: Repair, changes: Mapping[str, Tensor], data: bytes, before: Tensor, after: Tensor, looked: Any
+    job: Job, repair: Repair, changes: Mapping[str, Tensor], data: bytes, after: Tensor, looked: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All that is known about the repair, as plain JSON values."""
+    """All that is known about the repair, as plain JSON values.
+
+    Args:
+        job: what was asked for.
+        repair: what the defence made of it.
+        changes: the file's names of the tensors that differ in the repaired file.
+        data: the repaired file.
+        after: which held-back images the model in that file classifies as labelled: bool `[held]`.
+        looked: what `nbtools.defend.findings.detector` found.
+    """
     request, fitted, checkpoint = job.request, job.fitted, job.checkpoint
     units, mask = prunable_units(fitted.model), repair.mask
-    classes = fitted.num_classes
-    others = [f"The weights under {o} were left as they are: still to be suspected." for o in checkpoint.others]
-    kept = [name for name in checkpoint.beside if name not in checkpoint.others]
-    copied = [f"Copied as it is from the file: {', '.join(kept)}."] if kept else []
+    classes, before = fitted.num_classes, job.start.before
     own = {unit.conv: fitted.own_name(unit.conv) for unit in units}
+    found = warnings_of(job.learn, job.held, before, after, mask, {conv: fitted.short_name(conv) for conv in own})
     if looked.get("layers"):
         looked = {**looked, "layers": {own[layer]: value for layer, value in looked["layers"].items()}}
     card: dict[str, Any] = {
@@ -123,15 +167,11 @@ def make_card(
             },
             "without_batch_norm": [fitted.own_name(name) for name in units.without_bn],
         },
+        "start": job.start.record,
         "accuracy": compared(before, after),
         "detector": looked,
-        "warnings": [
-            *warnings_of(job.learn, job.held, before, after, mask, {k: fitted.short_name(k) for k in own}),
-            *fitted.warnings,
-            *job.folder.warnings,
-            *others,
-        ],
-        "notes": [*fitted.notes, *copied, *job.folder.notes],
+        "warnings": list(dict.fromkeys([*job.start.warnings, *found, *job.doubts])),
+        "notes": job.notes,
         "versions": versions(),
         "hardware": hardware(job.held.images.device),
     }

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 PREFERRED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module")
 """Names under which training scripts put the weights; where a file holds several sets, the first of these is taken."""
 DEPTH = 4
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By their size in bytes."""
 ADVICE = "save the weights alone: torch.save(model.state_dict(), FILE), or a safetensors file"
 
 
@@ -78,10 +80,23 @@ class Checkpoint:
         return buffer.getvalue()
 
 
-def in_form_of(old: Tensor, value: Tensor) -> Tensor:
-    """The value in the old tensor's type and layout."""
+def in_form_of(old: Tensor, value: Tensor, where: Tensor | None = None) -> Tensor:
+    """The value in the old tensor's type and layout.
+
+    Args:
+        old: any shape and type.
+        value: of the same shape; it is rounded to the old one's type.
+        where: bool of the same shape: elsewhere the old one's own bits stay. None takes the value everywhere.
+    """
     new = torch.empty_like(old, requires_grad=False).copy_(value.detach())
+    if where is not None:
+        bits(new).copy_(torch.where(where, bits(new), bits(old)))
     return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """A view as whole numbers of the same size: NaN equals itself there, and 0 is not -0."""
+    return tensor.detach().view(INTEGERS[tensor.itemsize])
 
 
 def read(path: Path, key: str | None = None) -> Checkpoint:

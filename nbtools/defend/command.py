@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from nbtools.data.folder import read_folder
 from nbtools.defend.card import Job, Request, make_card
-from nbtools.defend.checkpoint import Checkpoint, in_form_of, read
+from nbtools.defend.checkpoint import Checkpoint, bits, in_form_of, read
 from nbtools.defend.figures import score_figure
 from nbtools.defend.findings import detector, read_references, right
 from nbtools.defend.fitting import Fitted, fit
 from nbtools.defend.kinds import check_arch
 from nbtools.defend.report import page
+from nbtools.defend.start import begin
 from nbtools.defender.choices import make_defence
 from nbtools.defender.learning import Validation, check_inputs
 from nbtools.networks.units import check_finite, prunable_units
@@ -32,11 +33,15 @@ from nbtools.values import parse
 ENDINGS = {"torch": (".pt", ".pth", ".ckpt", ".bin", ".tar"), "safetensors": (".safetensors",)}
 
 
-def prepare(request: Request) -> Job:
-    """Check and read everything; nothing is written.
+def prepare(request: Request, say: Callable[[str], None] = lambda _: None) -> Job:
+    """Check and read everything, and see whether the model answers these images; nothing is written.
+
+    Args:
+        request: what was asked for.
+        say: is told how everything was read, and what may be wrong with it.
 
     Raises:
-        ValueError: for whatever can't be worked with, with what to do.
+        ValueError: for whatever can't be worked with, a model at chance level among it, with what to do.
     """
     outputs = _outputs(request)
     check_arch(request.arch, request.strides)
@@ -62,7 +67,19 @@ def prepare(request: Request) -> Job:
         height, width = learn.size
         reason = str(error).splitlines()[0]
         raise ValueError(f"{request.arch} can't compute images of {width}x{height} ({reason}); see --size") from None
-    return Job(request, outputs, defence, checkpoint, fitted, folder, learn, held, references)
+    say(
+        f"{request.model.name}: {fitted.arch}, width {fitted.width}, {fitted.num_classes} classes. {len(learn)} "
+        f"clean images for the defence, {len(held)} held back."
+    )
+    start = begin(fitted.model, learn, held)
+    job = Job(request, outputs, defence, checkpoint, fitted, folder, learn, held, references, start)
+    refused = start.hopeless and not request.anyway
+    for kind, lines in (("Note", job.notes), ("Warning", job.doubts if refused else job.warnings)):
+        for line in lines:
+            say(f"{kind}: {line}")
+    if refused:
+        raise ValueError(start.refusal(request.images, job.fed()))
+    return job
 
 
 def _outputs(request: Request) -> tuple[Path, Path, Path]:
@@ -99,12 +116,7 @@ def defend(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
         OSError: where the files can't be written; none is then there.
     """
     started = time.perf_counter()
-    model, fitted, request = job.fitted.model, job.fitted, job.request
-    say(
-        f"{request.model.name}: {fitted.arch}, width {fitted.width}, {fitted.num_classes} classes. {len(job.learn)} "
-        f"clean images for the defence, {len(job.held)} held back."
-    )
-    before = right(model, job.held)
+    model, fitted = job.fitted.model, job.fitted
     say("Looking at magnitude and saliency ...")
     looked = detector(model, job.folder.images.to(job.held.images.device), job.references)
     say(f"Repairing: {job.defence!r} ...")
@@ -112,7 +124,7 @@ def defend(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
     changes = changed(fitted, job.checkpoint, repair.model)
     after = right(_as_saved(fitted, repair.model, job.checkpoint.state, changes), job.held)
     data = job.checkpoint.serialised(changes)
-    card = make_card(job, repair, changes, data, before, after, looked)
+    card = make_card(job, repair, changes, data, after, looked)
     card["seconds"] = round(time.perf_counter() - started, 2)
     short = {unit.conv: fitted.short_name(unit.conv) for unit in prunable_units(model)}
     mu, scope = getattr(job.defence, "mu", None), getattr(job.defence, "scope", "layer")
@@ -123,10 +135,26 @@ def defend(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def changed(fitted: Fitted, checkpoint: Checkpoint, repaired: nn.Module) -> dict[str, Tensor]:
-    """The file's names of the tensors that the repair changes, to their new values in the file's own precision."""
-    after, state = repaired.state_dict(), checkpoint.state
-    rounded = {name: in_form_of(state[name], after[ours].cpu()) for ours, name in fitted.names.items()}
-    return {name: value for name, value in rounded.items() if not torch.equal(value, state[name])}
+    """The file's names of the tensors that the repair changed, to their new values in the file's own precision.
+
+    Changed is what differs in the precision of the computation, float32, bit for bit: rounding the file's float64 to it
+    is no repair. Of a tensor that was changed in part, as a batch norm's gamma is by pruning, the other elements keep
+    the file's own bits; and what differs so little that the file's precision can't hold it is not changed at all.
+
+    Args:
+        fitted: the model as it was given, untouched.
+        checkpoint: the file that it was fitted to.
+        repaired: a repaired copy of `fitted.model`.
+    """
+    before, after, state = fitted.model.state_dict(), repaired.state_dict(), checkpoint.state
+    found = {}
+    for ours, name in fitted.names.items():
+        touched = bits(before[ours]) != bits(after[ours])
+        if bool(touched.any()):
+            value = in_form_of(state[name], after[ours].cpu(), touched.cpu())
+            if not torch.equal(bits(value), bits(state[name])):
+                found[name] = value
+    return found
 
 
 def _as_saved(

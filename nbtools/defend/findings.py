@@ -30,10 +30,14 @@ DETECTOR_IMAGES, HALVES = 200, 6
 
 
 @torch.no_grad()
-def right(model: nn.Module, images: Images, batch_size: int = 250) -> Tensor:
-    """Which images are classified as labelled: bool `[n]`, on the CPU. In float32, whatever the hardware has."""
-    pairs = zip(images.images.split(batch_size), images.labels.split(batch_size), strict=True)
-    return torch.cat([model(to_floats(x)).argmax(1) == y for x, y in pairs]).cpu()
+def answers(model: nn.Module, images: Images, batch_size: int = 250) -> Tensor:
+    """The output that is highest for each image: int64 `[n]`, on the CPU. In float32, whatever the hardware has."""
+    return torch.cat([model(to_floats(batch)).argmax(1) for batch in images.images.split(batch_size)]).cpu()
+
+
+def right(model: nn.Module, images: Images) -> Tensor:
+    """Which images are classified as labelled: bool `[n]`, on the CPU."""
+    return answers(model, images) == images.labels.cpu()
 
 
 def share(hits: Tensor) -> dict[str, Any]:
@@ -110,6 +114,20 @@ def read_references(path: Path) -> list[float]:
     return [float(value) for value in values]
 
 
+def low_start(before: Tensor, num_classes: int) -> str:
+    """A warning where the model was wrong on most held-back images before anything was done to it; else ""."""
+    first, chance = share(before), 100 / num_classes
+    if (first["interval"][0] > chance and first["percent"] >= 50) or bool(before.all()):
+        return ""
+    doubt = "" if first["percent"] <= chance else "perhaps "
+    than = f"{doubt}no better than chance" if first["interval"][0] <= chance else "low"
+    return (
+        f"Before the repair the model was right on {first['percent']:.1f} % of the held-back images, which is {than}. "
+        "If it should be better, the normalisation, the images' size, the strides or the order of the classes is not "
+        "the model's own, and then this repair means nothing."
+    )
+
+
 def warnings_of(
     learn: Images, held: Images, before: Tensor, after: Tensor, mask: Mask, names: dict[str, str]
 ) -> list[str]:
@@ -122,15 +140,9 @@ def warnings_of(
         names: the mask's names of layers to those that the owner knows.
     """
     table, said = compared(before, after), []
-    first, last = table["before"], table["after"]
-    chance = 100 / held.num_classes
-    if first["interval"][0] <= chance or first["percent"] < 50:
-        than = "no better than chance" if first["interval"][0] <= chance else "low"
-        said.append(
-            f"Before the repair the model was right on {first['percent']:.1f} % of the held-back images, which is "
-            f"{than}. If it should be better, the normalisation, the images' size, the strides or the order of the "
-            "classes is not the model's own, and then this repair means nothing."
-        )
+    last = table["after"]
+    if low := low_start(before, held.num_classes):
+        said.append(low)
     if table["points"] <= -5 or (table["points"] < 0 and table["p_value"] < 0.05):
         doubt = "" if table["p_value"] < 0.05 else ", though so few images could show that by chance"
         said.append(

@@ -1,4 +1,4 @@
-"""A state dict's names and shapes fitted to an architecture: prefixes, other names, other widths, half precision."""
+"""A state dict's names and shapes fitted to an architecture: other names, other widths, other precisions."""
 
 from __future__ import annotations
 
@@ -12,19 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from nbtools.defend.kinds import KINDS, Shapes, check_arch
+from nbtools.defend.names import NAMED, plain_names, prefix_note, unwrapped
 from nbtools.networks.architectures import MEAN, STD, Normalise
 from nbtools.settings import STRIDES
 
-PREFIX = re.compile(r"(?:(?:module|_orig_mod|backbone|model|net|network|encoder|ema_model|\d+)\.)+")
-"""What wrappers put before a name: DataParallel, torch.compile, Lightning, an nn.Sequential that normalises first."""
-LEFTOVER = re.compile(r"(?:.*\.)?(?:total_ops|total_params|n_averaged)")
-"""What counters and averagers leave in a state dict; no layer needs it."""
-STATISTIC = re.compile(r"(?:.*\.)?_?(mean|std)")
 EARLY = re.compile(r"^layer1\.0\.(?:shortcut|downsample)\.")
 EARLY_STRIDES = (1, 2, 2, 2, 2)
 """No shape tells strides, but the first stage has a convolution on its shortcut only where it halves the image."""
-NAMED = 3
-"""So many of the keys that did not fit are named."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +55,8 @@ class Fitted:
         return self.names[f"{module}.weight"].removesuffix(".weight")
 
     def short_name(self, module: str) -> str:
-        """The same without the wrappers' prefixes."""
-        return PREFIX.sub("", self.own_name(module), count=1)
+        """The same without the wrappers' prefixes: the name that was matched with the architecture's."""
+        return unwrapped(self.names[f"{module}.weight"]).removesuffix(".weight")
 
 
 def fit(
@@ -84,7 +78,7 @@ def fit(
         ValueError: where the file doesn't fit; it names the first keys that don't, and an architecture that does fit.
     """
     check_arch(arch, strides)
-    plain, own = _plain_names({name: value for name, value in state.items() if isinstance(value, Tensor)})
+    plain, own = plain_names({name: value for name, value in state.items() if isinstance(value, Tensor)})
     shapes = {name: tuple(state[key].shape) for name, key in plain.items()}
     early = strides is None and KINDS[arch].strided and any(EARLY.search(name) for name in shapes)
     taken = tuple(strides or (EARLY_STRIDES if early else STRIDES))
@@ -97,9 +91,11 @@ def fit(
     names = {ours: plain[theirs] for ours, theirs in renamed.items()}
     dtypes = _dtypes({ours: state[key] for ours, key in names.items()}, names)
     normalise, source, doubt = _normalisation(own, mean, std)
-    notes = [_prefix_note(plain), source]
+    notes = [prefix_note(plain), source]
     if early:
         notes.append(f"The first stage has a shortcut of its own, so the strides were taken to be {EARLY_STRIDES}.")
+    elif strides is None and KINDS[arch].strided:
+        notes.append(f"No shape tells the strides; they were taken to be {STRIDES}.")
     if dtypes != ("float32",):
         notes.append(f"The weights are {' and '.join(dtypes)}: computed with in float32, written back as they came.")
     _load(model, {ours: state[key] for ours, key in names.items()}, normalise)
@@ -119,31 +115,6 @@ def fit(
         notes=tuple(note for note in notes if note),
         warnings=(doubt,) if doubt else (),
     )
-
-
-def _plain_names(tensors: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Names without prefixes to the file's names; and the normalisation's mean and std, where the file has them."""
-    plain: dict[str, str] = {}
-    own: dict[str, Tensor] = {}
-    for key, value in tensors.items():
-        name = PREFIX.sub("", key, count=1) if PREFIX.match(key) else key
-        if LEFTOVER.fullmatch(key):
-            continue
-        if (found := STATISTIC.fullmatch(key)) and value.numel() == 3:
-            own[found[1]] = value
-        elif name in plain:
-            raise ValueError(
-                f"{plain[name]} and {key} are the same layer once their prefixes are gone; the file holds two models, "
-                "save one alone"
-            )
-        else:
-            plain[name] = key
-    return plain, own
-
-
-def _prefix_note(plain: Mapping[str, str]) -> str:
-    prefixes = sorted({key.removesuffix(name) for name, key in plain.items() if key != name})
-    return f"Names were read without {' and '.join(map(repr, prefixes[:NAMED]))} before them." if prefixes else ""
 
 
 def _classes(shapes: Shapes, arch: str) -> int:
@@ -226,7 +197,7 @@ def _dtypes(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[st
 def _normalisation(
     own: Mapping[str, Tensor], mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> tuple[Normalise, str, str]:
-    """The layer, where its numbers are from, and what may be wrong with them."""
+    """The layer, where its numbers are from, and what may be wrong with them; "" where one of them is nothing."""
     theirs = None
     if own.keys() == {"mean", "std"}:
         theirs = tuple(tuple(float(value) for value in own[name].flatten()) for name in ("mean", "std"))
@@ -239,7 +210,7 @@ def _normalisation(
     if theirs is not None:
         return Normalise(*theirs), "The normalisation is the file's own.", ""
     doubt = "Neither --mean and --std nor the file gave a normalisation, so CIFAR-10's was used."
-    return Normalise(MEAN, STD), "The normalisation is CIFAR-10's.", doubt
+    return Normalise(MEAN, STD), "", doubt
 
 
 def _load(model: nn.Module, tensors: Mapping[str, Tensor], normalise: Normalise) -> None:

@@ -14,6 +14,7 @@ ALL_LAYERS = 24
 """Up to so many layers all are drawn; of more, those alone that lost filters."""
 MANY_CLASSES = 20
 """Above so many their images are counted in a fold of the page."""
+SAME = "the repaired file holds the same weights"
 CAUTION = (
     "No clean image carries a trigger, so nothing here can show whether there was a backdoor, or that it is gone. What "
     "is measured is what the repair costs."
@@ -31,13 +32,16 @@ def verdict(card: Card) -> list[str]:
     images = f"{sum(card['images']['for_the_defence']):,} clean images"
     if count:
         where = f"{touched} of {len(pruned['layers'])} layers"
-        share = f"{100 * count / total:.2g} %"
-        done = f"{who} pruned {count:,} of {total:,} filters ({share}) in {where}{tuned}, with {images}."
+        done = (
+            f"{who} pruned {count:,} of {total:,} filters ({_percent(count / total)}) in {where}{tuned}, with {images}."
+        )
     elif tensors:
         how = f"tuned {tensors} tensors for {steps}" if defence["tuned_steps"] else f"changed {tensors} tensors"
         done = f"{who} {how} and pruned no filter, with {images}."
+    elif defence["tuned_steps"]:
+        done = f"{who} tuned for {steps}, by less than the file's precision can hold, with {images}: {SAME}."
     else:
-        done = f"{who} found nothing to prune with {images}: the repaired file holds the same weights."
+        done = f"{who} found nothing to prune with {images}: {SAME}."
     before, after = accuracy["before"], accuracy["after"]
     low, high = after["interval"]
     if not accuracy["lost"] + accuracy["gained"]:
@@ -113,6 +117,10 @@ def _first_screen(card: Card) -> str:
     )
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.{2 if share < 0.1 else 3}g} %"
+
+
 def _interval(share: Mapping[str, Any]) -> str:
     return f"{share['interval'][0]:.1f} to {share['interval'][1]:.1f}, {share['right']:,} of {share['of']:,}"
 
@@ -174,7 +182,7 @@ def _layers(card: Card) -> str:
         if layer["pruned"]
     )
     listed = f"<details><summary>Numbers of the pruned filters, from 0</summary><table>{items}</table></details>"
-    text = f"<p>In the order of the data. The longest bar is {100 * most:.2g} % of a layer's filters.{left}</p>"
+    text = f"<p>In the order of the data. The longest bar is {_percent(most)} of a layer's filters.{left}</p>"
     return _section("Where filters were pruned", f'<div class="chart">{rows}</div>{text}{listed}')
 
 
@@ -233,6 +241,7 @@ def _settings(card: Card) -> str:
         ("Strides", escape(str(model["strides"])) if model["strides"] else "the architecture's own"),
         ("Images", f"{images['height_width'][1]}x{images['height_width'][0]} pixels; by class, for the defence + held "
          "back: " + listed),
+        ("Before any work", _started(card["start"])),
         ("File given", f"{escape(given['file'])}, {given['kind']}, {' and '.join(given['dtypes'])}, "
          f"{readable(given['bytes'])}<br><code>sha256 {given['sha256']}</code>"),
         ("File made", f"{escape(made['file'])}, {len(made['changed_tensors'])} tensors changed, "
@@ -243,3 +252,7 @@ def _settings(card: Card) -> str:
     ]  # fmt: skip
     body = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
     return _section("Settings and files", f'<table class="settings">{body}</table>')
+
+
+def _started(start: Mapping[str, Any]) -> str:
+    return f"right on {start['right']:,} of all {start['of']:,} images; chance is {_percent(start['chance'] / 100)}"

@@ -198,7 +198,7 @@ def test_another_defence_that_finds_nothing_gives_the_same_weights(place: Path, 
 @pytest.mark.usefixtures("brief")
 def test_names_from_the_folder_are_shown_as_text(place: Path, tmp_path: Path) -> None:
     names = ("<script>alert(1)</script>".replace("/", "_"), "a & b", '"c"', "d")
-    write_folder(tmp_path / "clean", each=4, classes=names)
+    (write_folder(tmp_path / "clean", each=4, classes=names) / "classes.txt").write_text("\n".join(names))
     assert defend(place, tmp_path / "o.pth", *PRUNE_ONLY, images=str(tmp_path / "clean")).exit_code == 0
     page = (tmp_path / "o.html").read_text()
     assert "No number: left out." in page
@@ -229,7 +229,7 @@ def written(folder: Path) -> list[str]:
         ({"arch": "resnet20"}, (), "known: resnet18"),
         ({"arch": "preact_resnet18"}, (), "It fits --arch resnet18"),
         ({"images": "nothing"}, (), "not a folder"),
-        ({"defence": "magic"}, (), "unknown defence 'magic'"),
+        ({"defence": "magic"}, (), "no defence 'magic'"),
         ({}, ("-s", "muu", "3"), "no setting 'muu'"),
         ({"mean": "0.5,0.5"}, (), "it takes 3 numbers"),
         ({"mean": "125,123,114"}, (), "0 to 1"),

@@ -161,6 +161,12 @@ def test_a_torchvision_resnet_with_the_stem_of_small_images_is_understood() -> N
     torch.testing.assert_close(answers(fitted), net(INPUTS).detach(), rtol=1e-4, atol=1e-4)
 
 
+def test_strides_that_were_guessed_are_said() -> None:
+    state = Foreign(strides=(1, 1, 2, 2, 2)).state_dict()
+    assert any("No shape tells the strides; they were taken to be (1, 1, 2" in n for n in fit(state, "resnet18").notes)
+    assert not any("strides" in note for note in fit(state, "resnet18", (1, 1, 2, 2, 2)).notes)
+
+
 def shapes_of(name: str) -> State:
     with torch.device("meta"):
         return getattr(torchvision.models, name)(weights=None, num_classes=6).state_dict()

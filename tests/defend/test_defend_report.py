@@ -1,0 +1,100 @@
+"""Numbers and lines on the page: a threshold is drawn only where it is the one that pruned."""
+
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.figure import Figure
+from tiny import network, pictures
+
+from nbtools.defend import figures
+from nbtools.defend.figures import score_figure
+from nbtools.defend.report import verdict
+from nbtools.defender import Suspiciousness
+from nbtools.defender.pruning import threshold
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
+    """The axes of every figure, as they are made."""
+    found: list[Axes] = []
+
+    class Seen(Figure):
+        def add_subplot(self, *given: Any, **more: Any) -> Any:
+            found.append(super().add_subplot(*given, **more))
+            return found[-1]
+
+    monkeypatch.setattr(figures, "Figure", Seen)
+    return found
+
+
+def heights(axis: Axes) -> list[float]:
+    """Of every filter that is drawn."""
+    return sorted(
+        float(height) for points in axis.collections for height in torch.as_tensor(points.get_offsets())[:, 1]
+    )
+
+
+SCORES = {name: torch.randn(40, generator=torch.Generator().manual_seed(n)) ** 4 for n, name in enumerate("abc")}
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("spared", ["", "b"])
+def test_the_line_parts_what_was_pruned_from_what_was_kept(drawn: list[Axes], scope: str, spared: str) -> None:
+    mask = threshold({name: score for name, score in SCORES.items() if name != spared}, 2, scope)
+    assert mask.count and score_figure(SCORES, mask, {"a": "first"}, 2, scope)
+    (axis,) = drawn
+    assert [line.get_ydata() for line in axis.lines] == [[2, 2]] and "deviations" in axis.get_ylabel()
+    crosses = [
+        points for points in axis.collections if isinstance(points, PathCollection) and points.get_sizes()[0] > 20
+    ]
+    assert crosses and all(
+        float(height) > 2 for points in crosses for height in torch.as_tensor(points.get_offsets())[:, 1]
+    )
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["first", "b", "c"]
+    pool = torch.cat([score for name, score in SCORES.items() if name != spared])
+    units = [(score - (m := score if scope == "layer" else pool).mean()) / m.std() for score in SCORES.values()]
+    assert heights(axis) == pytest.approx(sorted(torch.cat(units).tolist()), abs=1e-5)
+
+
+def test_no_line_is_drawn_where_another_threshold_pruned(drawn: list[Axes]) -> None:
+    alive = {name: score > score.median() for name, score in SCORES.items()}
+    for mask in (threshold(SCORES, 2, rounds=4), threshold(SCORES, 2, counted=alive)):
+        assert mask.count > threshold(SCORES, 2).count or mask.by_layer() != threshold(SCORES, 2).by_layer()
+        score_figure(SCORES, mask, {}, 2, "layer")
+        assert list(drawn[-1].lines) == [] and drawn[-1].get_ylabel() == "score"
+        assert heights(drawn[-1]) == pytest.approx(sorted(torch.cat(list(SCORES.values())).tolist()), abs=1e-5)
+
+
+def test_the_line_of_a_real_repair_is_drawn(drawn: list[Axes]) -> None:
+    for first in (True, False):
+        repair = Suspiciousness(mu=1.5, first=first, fine_tune=None)(network(), pictures())
+        assert repair.mask.count and score_figure(repair.scores, repair.mask, {}, 1.5, "layer")
+        assert len(drawn[-1].lines) == 1
+
+
+def card(pruned: int, changed: int, steps: int) -> dict[str, Any]:
+    share = {"percent": 90.0, "of": 20, "interval": [70.0, 97.0]}
+    return {
+        "defence": {"name": "clp", "tuned_steps": steps},
+        "pruned": {"count": pruned, "filters": 40, "layers": {"a": {"pruned": list(range(pruned)), "filters": 40}}},
+        "output": {"changed_tensors": ["a"] * changed},
+        "images": {"for_the_defence": [8, 8]},
+        "accuracy": {"before": share, "after": share, "lost": 0, "gained": 0, "p_value": 1.0, "points": 0.0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("pruned", "changed", "steps", "said"),
+    [
+        (40, 2, 0, "pruned 40 of 40 filters (100 %)"),
+        (1, 2, 0, "pruned 1 of 40 filters (2.5 %)"),
+        (0, 0, 0, "found nothing to prune with 16 clean images: the repaired file holds the same weights"),
+        (0, 0, 5, "tuned for 5 steps, by less than the file's precision can hold"),
+        (0, 3, 5, "tuned 3 tensors for 5 steps and pruned no filter"),
+    ],
+)
+def test_the_verdict_says_what_was_done(pruned: int, changed: int, steps: int, said: str) -> None:
+    assert said in verdict(card(pruned, changed, steps))[0]
