@@ -6,6 +6,7 @@ import copy
 import functools
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, cast
 
@@ -54,16 +55,36 @@ class Defence(Protocol):
     def __call__(self, model: nn.Module, clean: Images) -> Repair: ...
 
 
+@contextmanager
+def own_randomness(device: torch.device) -> Iterator[None]:
+    """While the context lasts, PyTorch's global random state is that of seed 0; afterwards it is what it was before.
+
+    The defences draw from generators of their own. A model may not: its dropout takes the global state.
+
+    Args:
+        device: where the work is done.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(0)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(0)
+        yield
+
+
 Call = TypeVar("Call", bound=Callable[..., Repair])
 
 
 def measured(call: Call) -> Call:
-    """A defence's `__call__` whose repair knows its seconds, its memory and the defence's `repr`."""
+    """A defence's `__call__` whose repair knows its seconds, its memory and the defence's `repr`.
+
+    What the model draws while it is trained, such as dropout, is the same each time.
+    """
 
     @functools.wraps(call)
     def timed(self: object, model: nn.Module, clean: Images) -> Repair:
         started = time.perf_counter()
-        with peak(clean.images.device) as memory:
+        with peak(clean.images.device) as memory, own_randomness(clean.images.device):
             repair = call(self, model, clean)
             if clean.images.is_cuda:
                 torch.cuda.synchronize(clean.images.device)
@@ -183,15 +204,18 @@ class FineTune:
             optimizer.param_groups[0]["lr"] = self.lr * (1 - (step - 1) / self.steps)
             if len(queue) < size:  # all images once, in a new order, before any comes again
                 queue = torch.cat([queue, torch.randperm(len(images), generator=generator)])
-            batch, queue = images.subset(queue[:size]), queue[size:]
+            batch, queue = queue[:size], queue[size:]
+            if size == 1 and not self.frozen_bn:  # a batch norm that follows its batch can't take one image's 1x1 map
+                batch = batch.repeat(2)
             optimizer.zero_grad(set_to_none=True)
-            self._loss(model, before, batch, generator).backward()
+            self._loss(model, before, images.subset(batch), generator).backward()
             optimizer.step()
             again()
             if step % self.every == 0:
                 model.eval()
                 yield step
         model.eval()
+        optimizer.zero_grad(set_to_none=True)
         for parameter, flag in zip(model.parameters(), wanted, strict=True):
             parameter.requires_grad_(flag)
 

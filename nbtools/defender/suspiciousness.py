@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from nbtools.data.images import Images
-from nbtools.defender.components import Components, Scores, check_clean, components, spectral_norms
-from nbtools.defender.learning import Validation, accuracy
+from nbtools.defender.components import Components, Scores, components, spectral_norms
+from nbtools.defender.learning import Validation, accuracy, check_inputs
 from nbtools.defender.pruning import Mask, apply, at_random, check_threshold, pruned_copy, threshold
 from nbtools.defender.repair import FineTune, Repair, measured
 from nbtools.defender.saliency import SALIENCY_LOSSES
@@ -158,7 +158,14 @@ class SpectralNorm:
 
     @measured
     def __call__(self, model: nn.Module, clean: Images) -> Repair:
-        """Repair a copy of `model`; the clean images serve the fine-tuning alone."""
+        """Repair a copy of `model`; the clean images serve the fine-tuning alone.
+
+        Raises:
+            ValueError: for NaN weights, or a model without convolution-BN pairs; with fine-tuning also for no images,
+                or a model with fewer classes than the images.
+        """
+        if self.fine_tune is not None:
+            check_inputs(model, clean)
         check_finite(model)
         scores = spectral_norms(model, prunable_units(model))
         return _repair(model, clean, scores, threshold(scores, self.mu), self.fine_tune)
@@ -189,7 +196,6 @@ def _repair(model: nn.Module, clean: Images, scores: Scores, mask: Mask, fine_tu
     apply(twin, mask)
     if fine_tune is None:
         return Repair(twin, mask, scores)
-    check_clean(clean)
     untuned = copy.deepcopy(twin)
     history = fine_tune(twin, clean, mask, before)
     steps = next((row["step"] for row in history if row["chosen"]), 0)

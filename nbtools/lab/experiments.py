@@ -27,7 +27,6 @@ from nbtools.lab.cache import cached, source_hash
 from nbtools.lab.trained import MEASURING, Setting, Trained, load_or_train
 from nbtools.settings import (
     STRIDES,
-    Profile,
     default_device,
     default_profile,
     get_profile,
