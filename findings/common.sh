@@ -1,19 +1,23 @@
-# Sourced by the scripts beside it: a temporary folder that is removed at the end, and python_with, which makes a
-# virtual environment in it. With FINDINGS_VENV set, environments lie in that folder instead, one for each list of
-# packages, and are used again.
+# Sourced by the scripts beside it. It makes a temporary folder that is removed at the end, and gives two functions.
+# With FINDINGS_VENV set, environments lie in that folder instead, one for each list of packages, and are used again.
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# python_with NAME==VERSION ...: $python is then an interpreter that has these packages.
+# python_with NAME==VERSION ...: $python is then an interpreter with these packages, and we are in the temporary folder.
 python_with() {
-    local venv=$work/venv
-    if [ -n "${FINDINGS_VENV:-}" ]; then
-        venv=$FINDINGS_VENV/$({ python3 --version && printf '%s\n' "$@"; } | sha256sum | cut -c1-12)
-    fi
+    local key venv
+    key=$({ python3 --version && printf '%s\n' "$@"; } | sha256sum | cut -c1-12)
+    venv=$(realpath -m "${FINDINGS_VENV:-$work}")/$key
     if [ ! -e "$venv/ready" ]; then
         python3 -m venv --clear "$venv"
         "$venv/bin/python" -m pip install -qq "$@"
         touch "$venv/ready"
     fi
     python=$venv/bin/python
+    cd "$work"
+}
+
+# python_with_torch: one list for all scripts that need torch, so that they share one environment of several gigabytes.
+python_with_torch() {
+    python_with torch==2.15.0 torchvision==0.29.2 timm==1.0.31 torch-pruning==1.6.1 numpy==2.4.6
 }

@@ -143,7 +143,7 @@ def test_committed_output_is_clean(source: Path) -> None:
 def test_a_page_is_small(source: Path) -> None:
     page = notebooks.committed_path(source)
     executed_since = "ran_sha256" not in json.loads(page.read_text(encoding="utf-8"))["metadata"]["nbtools"]
-    assert page.stat().st_size <= (400 if executed_since else 520) * 1024
+    assert page.stat().st_size <= (400 if executed_since else 550) * 1024
 
 
 def test_nothing_large_is_committed_but_models() -> None:

@@ -1,10 +1,16 @@
 """Small models and images, and the plain reference of the correlation, that several tests share."""
 
-from collections.abc import Mapping, Sequence
+import copy
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import DenseNet, MobileNetV2, vgg
 
 from nbtools.data.images import Images
@@ -75,6 +81,25 @@ def pictures(count: int = 24, size: int = 16, seed: int = 0) -> Images:
     return Images((noise + tints[labels][:, :, None, None]).to(torch.uint8), labels, CLASSES)
 
 
+@functools.cache
+def _taught() -> Plain:
+    model, images = plain(), pictures(96)
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images.floats()), images.labels).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    model.eval()
+    return model
+
+
+def taught() -> Plain:
+    """A `Plain` network that tells the classes of `pictures` apart."""
+    return copy.deepcopy(_taught())
+
+
 def bits(model: nn.Module) -> dict[str, Tensor]:
     """A copy of everything that the model holds, to compare against later."""
     return {name: value.clone() for name, value in model.state_dict().items()}
@@ -83,6 +108,42 @@ def bits(model: nn.Module) -> dict[str, Tensor]:
 def same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     """Whether two state dicts are equal, bit for bit."""
     return first.keys() == second.keys() and all(value.equal(second[name]) for name, value in first.items())
+
+
+def raw(value: Tensor) -> bytes:
+    """The bits of a tensor, NaN and the sign of zero among them."""
+    return value.detach().numpy().tobytes()
+
+
+def hooks_of(module: nn.Module) -> list[object]:
+    """All hooks of the module and what is in it."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [hook for part in module.modules() for kind in kinds for hook in getattr(part, kind).values()]
+
+
+def everything(model: nn.Module, clean: Images) -> dict[str, object]:
+    """All that must not change where a model and clean images are only looked at, to compare later."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {
+        "weights and statistics": {name: raw(value) for name, value in tensors.items()},
+        "modules": repr(model),
+        "modes": [module.training for module in model.modules()],
+        "flags": [p.requires_grad for p in model.parameters()],
+        "gradients": [None if p.grad is None else (id(p.grad), raw(p.grad)) for p in model.parameters()],
+        "hooks": hooks_of(model),
+        "images": (raw(clean.images), raw(clean.labels), clean.classes),
+        "random state": raw(torch.get_rng_state()),
+        "gradients are made": torch.is_grad_enabled(),
+    }
+
+
+@contextmanager
+def left_alone(model: nn.Module, clean: Images) -> Iterator[None]:
+    """What the block does changes neither the model, in any bit, nor the images, nor PyTorch's random state."""
+    before = everything(model, clean)
+    yield
+    after = everything(model, clean)
+    assert [part for part in before if before[part] != after[part]] == [], "these have changed"
 
 
 def mask_of(model: nn.Module, pruned: Mapping[str, Sequence[int]]) -> Mask:
@@ -109,3 +170,16 @@ def plain_loss(logits: Tensor, label: int, kind: str) -> Tensor:
         return logits[label] - torch.stack(others).max()
     logits = logits / {"cross_entropy": 1.0, "softened": 4.0}[kind]
     return logits.exp().sum().log() - logits[label]
+
+
+class ConvolutionGradients(TorchDispatchMode):
+    """While the context lasts, notes which gradients each convolution is asked for: of (input, weight, bias)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[bool, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution_backward.default:
+            self.asked.append(tuple(args[-1]))
+        return func(*args, **(kwargs or {}))

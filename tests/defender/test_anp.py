@@ -1,18 +1,15 @@
 """ANP against its iterations written out, its traps, and the threshold sweep that other defences share."""
 
 import copy
-import functools
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import Plain, bits, network, pictures, plain, same_bits
+from tiny import ConvolutionGradients, bits, network, pictures, plain, same_bits, taught
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from nbtools.data.images import Images
 from nbtools.defender import anp
@@ -20,31 +17,11 @@ from nbtools.defender.anp import ANP
 from nbtools.defender.learning import Validation, accuracy
 from nbtools.defender.soft_masks import SoftMasks, shut
 from nbtools.defender.threshold_sweep import choose_threshold, sweep
-from nbtools.networks.training import DivergedError, augment
+from nbtools.networks.training import augment
 from nbtools.networks.units import layers_of, prunable_units
 
 SHORT = ANP(iterations=4, batch_size=6, seed=3)
 each_statistics = pytest.mark.parametrize("batch_statistics", [True, False], ids=["batch", "running"])
-
-
-@functools.cache
-def _taught() -> Plain:
-    model, clean = plain(), pictures(40)
-    model.train()
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(60):
-        optimizer.zero_grad()
-        F.cross_entropy(model(clean.floats()), clean.labels).backward()
-        optimizer.step()
-    optimizer.zero_grad()
-    model.eval()
-    assert accuracy(model, clean) > 0.9
-    return model
-
-
-def taught() -> Plain:
-    """A `Plain` network that tells the classes of `pictures` apart."""
-    return copy.deepcopy(_taught())
 
 
 def by_hand(defence: ANP, model: nn.Module, clean: Images) -> tuple[list[Tensor], list[float]]:
@@ -135,23 +112,10 @@ def test_noise_stays_in_the_papers_box_unless_the_public_codes_is_asked_for(proj
     assert max(drawn) <= 0.4 and max(stepped) <= most + 1e-6 and max(stepped) > 0.9 * most
 
 
-class Backward(TorchDispatchMode):
-    """Notes which gradients every convolution's backward pass is asked for: (input, weight, bias)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[tuple[bool, ...]] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten.convolution_backward.default:
-            self.asked.append(tuple(args[-1]))
-        return func(*args, **(kwargs or {}))
-
-
 @each_statistics
 def test_no_gradient_of_a_convolutions_weights_is_ever_made(batch_statistics: bool) -> None:
     model = plain().requires_grad_(True)
-    with Backward() as watch:
+    with ConvolutionGradients() as watch:
         soft, _, _ = replace(SHORT, batch_statistics=batch_statistics).masks(model, pictures(8))
     # three losses an iteration; the first convolution's input needs no gradient, so its backward never runs
     assert len(watch.asked) == 3 * SHORT.iterations and set(watch.asked) == {(True, False, False)}
@@ -281,28 +245,6 @@ def test_what_cannot_be_swept_is_refused(values: Tensor, thresholds: list[float]
         choose_threshold(plain(), units, values, thresholds, pictures(4), Validation())
 
 
-@each_statistics
-@pytest.mark.parametrize("training", [True, False], ids=["train mode", "eval mode"])
-def test_the_given_model_and_the_worlds_randomness_are_left_alone(training: bool, batch_statistics: bool) -> None:
-    model, clean = plain().train(training).requires_grad_(training), pictures(8)
-    before, random = bits(model), torch.get_rng_state()
-    repair = replace(SHORT, batch_statistics=batch_statistics)(model, clean)
-    assert same_bits(bits(model), before) and torch.get_rng_state().equal(random)
-    assert all(module.training == training for module in model.modules())
-    assert all(p.requires_grad == training and p.grad is None for p in model.parameters())
-    assert not any(module.training for module in repair.model.modules())
-    memory = {value.data_ptr() for value in model.state_dict().values()}
-    assert not memory & {value.data_ptr() for value in repair.model.state_dict().values()}
-
-
-def test_the_seed_decides_and_the_repr_is_a_complete_record() -> None:
-    model, clean = plain(), pictures(12)
-    first, again, other = (replace(SHORT, seed=seed)(model, clean) for seed in (1, 1, 2))
-    assert same_bits(first.scores, again.scores) and same_bits(bits(first.model), bits(again.model))
-    assert first.history == again.history and not same_bits(first.scores, other.scores)
-    assert eval(first.defence, {"ANP": ANP, "Validation": Validation}) == replace(SHORT, seed=1)
-
-
 def test_the_history_has_a_row_every_hundred_iterations_and_at_the_end() -> None:
     assert anp.LOOK == 100
     with pytest.MonkeyPatch.context() as patch:
@@ -324,43 +266,9 @@ def test_a_filter_that_noise_can_turn_against_all_images_is_masked_first() -> No
     assert int(m.argmin()) == 8 + 5
 
 
-def bad(value: float, name: str = "conv2") -> nn.Module:
-    model = plain()
-    with torch.no_grad():
-        model.get_parameter(f"{name}.weight").view(-1)[0] = value
-    return model
-
-
-@pytest.mark.parametrize(
-    ("model", "clean", "message"),
-    [
-        (plain, pictures(4).subset(torch.arange(0)), "there are no clean images; give at least one"),
-        (lambda: bad(math.nan), pictures(8), "NaN or infinite values in conv2.weight"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), pictures(8), "no convolution that is followed by a ba"),
-    ],
-    ids=["no images", "NaN weights", "no batch norm"],
-)
-def test_bad_input_is_refused(model: Callable[[], nn.Module], clean: Images, message: str) -> None:
-    for call in (SHORT, SHORT.masks):
-        with pytest.raises(ValueError, match=message):
-            call(model(), clean)
-
-
-@each_statistics
-@pytest.mark.parametrize("clean", [pictures(1, size=4), pictures(16).of_class(2)], ids=["one image", "one class"])
-def test_little_input_is_enough(clean: Images, batch_statistics: bool) -> None:
-    repair = replace(SHORT, batch_statistics=batch_statistics)(plain(), clean)
-    assert all(((score >= 0) & (score <= 1)).all() for score in repair.scores.values())
-    assert bool(repair.model(clean.floats()).isfinite().all())
-
-
-@each_statistics
-def test_a_training_that_diverges_is_reported(batch_statistics: bool) -> None:
-    model = bad(3e38, "fc")
-    with torch.no_grad():
-        model.get_parameter("fc.weight").fill_(3e38)
-    with pytest.raises(DivergedError, match=r"loss is (nan|inf) at iteration 4"):
-        replace(SHORT, batch_statistics=batch_statistics)(model, pictures(8))
+def test_the_masks_alone_need_images_too() -> None:
+    with pytest.raises(ValueError, match="there are no clean images; give at least one"):
+        SHORT.masks(plain(), pictures(4).subset(torch.arange(0)))
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,17 @@
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from tiny import bits, mask_of, network, pictures, plain, same_bits
+from tiny import bits, mask_of, network, pictures, plain, same_bits, taught
 from torch import Tensor, nn
 
 from nbtools.data.images import Images
 from nbtools.defender.fine_pruning import FinePruning, last, mean_activation, pruned_accuracies
 from nbtools.defender.learning import Epochs, Validation
 from nbtools.defender.pruning import pruned_copy
-from nbtools.networks.training import DivergedError
 from nbtools.networks.units import Unit, Units, prunable_units
 
 TUNE = Epochs(epochs=2, batch_size=8)
@@ -26,18 +24,6 @@ each_network = pytest.mark.parametrize("name", list(LAST))
 
 def made(name: str) -> nn.Module:
     return plain() if name == "plain" else network(name)
-
-
-@pytest.fixture(scope="module")
-def trained() -> nn.Module:
-    """A small network that tells the tinted classes apart."""
-    model, images = plain(seed=3), pictures(96)
-    optimizer = torch.optim.SGD(model.parameters(), 0.03, 0.9)
-    for _ in range(60):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images.floats()), images.labels).backward()
-        optimizer.step()
-    return model.requires_grad_(False)
 
 
 @torch.no_grad()
@@ -119,8 +105,8 @@ def test_layers_that_work_in_place_do_not_spoil_the_next_accuracy() -> None:
 
 
 @pytest.mark.parametrize("allowed", [0.0, 0.1, 0.3, 0.9])
-def test_as_many_are_pruned_as_held_back_accuracy_bears(trained: nn.Module, allowed: float) -> None:
-    model, clean = trained, pictures(40, size=12, seed=5)
+def test_as_many_are_pruned_as_held_back_accuracy_bears(allowed: float) -> None:
+    model, clean = taught(), pictures(40, size=12, seed=5)
     rule = Validation(share=0.4, allowed=allowed)
     repair = FinePruning(rule, None)(model, clean)
     learned, held = rule.split(clean)
@@ -154,8 +140,8 @@ def test_the_dormant_channels_go_and_one_always_stays() -> None:
     assert FinePruning(fine_tune=None, step=99)(model, pictures(20)).mask.count == 0
 
 
-def test_it_prunes_by_clean_images_that_are_not_held_back(trained: nn.Module) -> None:
-    model, clean = trained, pictures(40, seed=5)
+def test_it_prunes_by_clean_images_that_are_not_held_back() -> None:
+    model, clean = taught(), pictures(40, seed=5)
     learned, held = Validation().split(clean)
     scores = FinePruning(fine_tune=None)(model, clean).scores["conv2"]
     unit = last(prunable_units(model))
@@ -182,62 +168,7 @@ def test_the_mask_holds_through_the_fine_tuning(name: str) -> None:
     assert not bits(repair.model)["fc.weight"].equal(bits(repair.untuned)["fc.weight"])
 
 
-@each_network
-@pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_copied_and_not_aliased(name: str, training: bool) -> None:
-    model, clean = made(name).train(training).requires_grad_(training), pictures(12, size=8)
-    before, random = bits(model), torch.get_rng_state()
-    repair = SHORT(model, clean)
-    assert same_bits(bits(model), before) and torch.get_rng_state().equal(random)
-    assert all(module.training == training for module in model.modules())
-    assert all(p.requires_grad == training and p.grad is None for p in model.parameters())
-    assert repair.untuned is not None
-    models = [model, repair.model, repair.untuned]
-    memory = [{value.data_ptr() for value in m.state_dict().values()} for m in models]
-    assert not memory[0] & memory[1] and not memory[0] & memory[2] and not memory[1] & memory[2]
-    assert not any(module.training for m in models[1:] for module in m.modules())
-    assert not any(module._forward_hooks for m in models for module in m.modules())
-    assert same_bits(bits(SHORT(model, clean).model), bits(repair.model))
-
-
-@pytest.mark.parametrize("clean", [pictures(1), pictures(2), pictures(16).of_class(2)], ids=["one", "two", "one class"])
-def test_little_input_is_enough(clean: Images) -> None:
-    repair = replace(SHORT, step=1)(plain(), clean)
-    assert bool(repair.model(clean.floats()).isfinite().all()) and len(repair.history) == 8 + 2
-
-
-def nan_model() -> nn.Module:
-    model = plain()
-    model.conv2.weight.data[0, 0, 0, 0] = math.nan
-    return model
-
-
-@pytest.mark.parametrize(
-    ("make", "clean", "message"),
-    [
-        (plain, pictures(4).subset(torch.arange(0)), "there are no clean images"),
-        (nan_model, pictures(4), r"NaN or infinite values in conv2.weight"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), pictures(4), "no convolution that is followed by a bat"),
-    ],
-    ids=["no images", "NaN weights", "no batch norm"],
-)
-def test_bad_input_is_refused(make: Callable[[], nn.Module], clean: Images, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SHORT(make(), clean)
-
-
 @pytest.mark.parametrize("step", [0, -1, math.nan])
 def test_a_step_out_of_range_is_refused(step: float) -> None:
     with pytest.raises(ValueError, match="step must be 1 or more channels, got"):
         FinePruning(step=step)  # pyright: ignore[reportArgumentType]
-
-
-def test_a_training_that_diverges_is_reported() -> None:
-    with pytest.raises(DivergedError, match="try an lr below"):
-        replace(SHORT, fine_tune=Epochs(epochs=5, lr=1e10))(plain(), pictures(8))
-
-
-def test_a_repr_is_a_complete_record() -> None:
-    names = {"FinePruning": FinePruning, "Epochs": Epochs, "Validation": Validation}
-    for defence in (SHORT, FinePruning(fine_tune=None), FinePruning(Validation(allowed=0.05), step=3)):
-        assert eval(repr(defence), names) == defence

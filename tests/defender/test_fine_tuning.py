@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import bits, mask_of, network, pictures, plain, same_bits
+from tiny import bits, mask_of, network, pictures, plain, same_bits, taught
 from torch import Tensor, nn
 
 from nbtools.data.images import Images
@@ -26,12 +26,7 @@ def loss(model: nn.Module, images: Images = UNSEEN) -> float:
 @pytest.fixture(scope="module")
 def before() -> nn.Module:
     """A network that tells the tinted classes apart."""
-    model, images = plain(seed=3), pictures(96)
-    optimizer = torch.optim.SGD(model.parameters(), 0.03, 0.9)
-    for _ in range(100):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(images.floats()), images.labels).backward()
-        optimizer.step()
+    model = taught()
     assert loss(model) < 0.1
     return model.requires_grad_(False)
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,11 +10,11 @@ import torch.nn.functional as F
 from tiny import CLASSES, bits, network, pictures, plain, same_bits
 from torch import Tensor, nn
 
-from nbtools.data.images import Images, to_floats
+from nbtools.data.images import to_floats
 from nbtools.defender.learning import Epochs, batches, cutout
 from nbtools.defender.nad import NAD, attention, outputs
 from nbtools.networks.architectures import make_model
-from nbtools.networks.training import DivergedError, augment
+from nbtools.networks.training import augment
 
 TEACHER, STUDENT = Epochs(epochs=1, batch_size=8), Epochs(epochs=2, batch_size=8, nesterov=True, cutout=5)
 SHORT = NAD(TEACHER, STUDENT)
@@ -219,56 +218,6 @@ def test_all_layers_that_a_model_lacks_are_named() -> None:
         SHORT(plain(), pictures(8))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "preact_resnet18"])
-@pytest.mark.parametrize("training", [True, False])
-def test_the_given_model_and_the_random_state_are_left_alone(name: str, training: bool) -> None:
-    model, clean = network(name).train(training).requires_grad_(training), pictures(12)
-    before, random = bits(model), torch.get_rng_state()
-    repair = SHORT(model, clean)
-    assert same_bits(bits(model), before) and torch.get_rng_state().equal(random)
-    assert all(module.training == training for module in model.modules())
-    assert all(p.requires_grad == training and p.grad is None for p in model.parameters())
-    assert repair.untuned is not None
-    models = [model, repair.model, repair.untuned]
-    memory = [{value.data_ptr() for value in m.state_dict().values()} for m in models]
-    assert not memory[0] & memory[1] and not memory[0] & memory[2] and not memory[1] & memory[2]
-    assert not any(module.training for m in models[1:] for module in m.modules())
-    assert not any(module._forward_hooks for m in models for module in m.modules()), "no hook is left behind"
-    assert same_bits(bits(SHORT(model, clean).model), bits(repair.model))
-
-
-@pytest.mark.parametrize("clean", [pictures(1), pictures(2), pictures(16).of_class(2)], ids=["one", "two", "one class"])
-def test_little_input_is_enough(clean: Images) -> None:
-    repair = SHORT(network(), clean)
-    assert bool(repair.model(clean.floats()).isfinite().all()) and repair.tuned_steps == 2
-
-
-def nan_model() -> nn.Module:
-    model = plain()
-    model.conv2.weight.data[0, 0, 0, 0] = math.nan
-    return model
-
-
-@pytest.mark.parametrize(
-    ("make", "clean", "message"),
-    [
-        (plain, pictures(4).subset(torch.arange(0)), "there are no clean images"),
-        (nan_model, pictures(4), r"NaN or infinite values in conv2.weight"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), pictures(4), "no convolution that is followed by a bat"),
-    ],
-    ids=["no images", "NaN weights", "no batch norm"],
-)
-def test_bad_input_is_refused(make: Callable[[], nn.Module], clean: Images, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SMALL(make(), clean)
-
-
-@pytest.mark.parametrize("who", ["teacher", "student"])
-def test_a_training_that_diverges_is_reported(who: str) -> None:
-    with pytest.raises(DivergedError, match=r"try an lr below"):
-        replace(SMALL, **{who: Epochs(epochs=5, lr=1e10)})(plain(), pictures(8))
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -297,8 +246,3 @@ def test_the_settings_are_those_of_the_public_code() -> None:
     student = defence.student
     assert (student.lr_at(0), student.lr_at(19), student.nesterov) == (0.01, 0.01, True)
     assert (student.weight_decay, student.batch_size) == (1e-4, 64) and student.cutout > 0
-
-
-def test_a_repr_is_a_complete_record() -> None:
-    defence = NAD(TEACHER, STUDENT, betas=(1.0, 2.0), layers=("conv1", "conv2"), power=1.5, first_lr=0.1)
-    assert eval(repr(defence), {"NAD": NAD, "Epochs": Epochs}) == defence
