@@ -107,7 +107,7 @@ def _work(
     """Submit models and points, keep each row as it comes, and print a line for it."""
     from distributed import as_completed
 
-    described: dict[str, Any] = client.scheduler_info()["workers"]
+    described: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]  # by default it tells of five
     # A point and a training take a worker's whole GPU, where workers have said that they have one.
     gpu = {"GPU": 1} if any(worker["resources"].get("GPU") for worker in described.values()) else {}
     code, own = points.code(), secrets.token_hex(4)  # on a shared cluster a name may be known from another sweep

@@ -1,4 +1,4 @@
-# Sourced by the scripts beside it. It makes a temporary folder that is removed at the end, and gives two functions.
+# Sourced by the scripts beside it. It makes a temporary folder that is removed at the end, and gives one function.
 # With FINDINGS_VENV set, environments lie in that folder instead, one for each list of packages, and are used again.
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -15,9 +15,4 @@ python_with() {
     fi
     python=$venv/bin/python
     cd "$work"
-}
-
-# python_with_torch: one list for all scripts that need torch, so that they share one environment of several gigabytes.
-python_with_torch() {
-    python_with torch==2.15.0 torchvision==0.29.2 timm==1.0.31 torch-pruning==1.6.1 numpy==2.4.6
 }
