@@ -82,8 +82,8 @@ def pictures(count: int = 24, size: int = 16, seed: int = 0) -> Images:
 
 
 @functools.cache
-def _taught() -> Plain:
-    model, images = plain(), pictures(96)
+def _taught(count: int) -> Plain:
+    model, images = plain(), pictures(count)
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for _ in range(60):
@@ -95,9 +95,9 @@ def _taught() -> Plain:
     return model
 
 
-def taught() -> Plain:
-    """A `Plain` network that tells the classes of `pictures` apart."""
-    return copy.deepcopy(_taught())
+def taught(count: int = 96) -> Plain:
+    """A `Plain` network that has learned from so many `pictures` to tell their classes apart."""
+    return copy.deepcopy(_taught(count))
 
 
 def bits(model: nn.Module) -> dict[str, Tensor]:

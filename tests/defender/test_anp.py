@@ -151,7 +151,7 @@ def among(images: Images, some: Images) -> Tensor:
 
 
 def test_the_threshold_is_the_strongest_that_the_held_back_images_allow() -> None:
-    model, clean, validation = taught(), pictures(40), Validation(share=0.5, allowed=0.1)
+    model, clean, validation = taught(40), pictures(40), Validation(share=0.5, allowed=0.1)
     odd = among(clean, validation.split(clean)[1]) & (torch.arange(40) % 3 == 0)
     swapped = torch.where(odd[:, None, None, None], clean.images.flip(1), clean.images)
     clean = Images(swapped, clean.labels, clean.classes)  # the model errs on some of those held back, and on no other
@@ -189,7 +189,7 @@ def test_the_masks_never_see_what_is_held_back() -> None:
 
 
 def test_nothing_is_pruned_where_no_threshold_passes() -> None:
-    model, units, validation = taught(), prunable_units(plain()), Validation(share=0.5, allowed=0)
+    model, units, validation = taught(40), prunable_units(plain()), Validation(share=0.5, allowed=0)
     held = pictures(12)
     answers = model(held.floats()).argmax(1)
     held = Images(held.images, answers, held.classes)  # labels that only the unpruned model gets all right
@@ -257,7 +257,7 @@ def test_the_history_has_a_row_every_hundred_iterations_and_at_the_end() -> None
 
 
 def test_a_filter_that_noise_can_turn_against_all_images_is_masked_first() -> None:
-    model, clean = taught(), pictures(40)
+    model, clean = taught(40), pictures(40)
     with torch.no_grad():  # silent on all images, but a little noise on gamma or beta lets it shout "red"
         model.bn2.weight[5], model.bn2.bias[5] = 1.0, -4.0
         model.fc.weight[:, 5] = torch.tensor([60.0, 0, 0, 0])
