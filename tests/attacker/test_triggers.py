@@ -168,7 +168,7 @@ def test_stamp_rounds_to_bytes_and_keeps_labels(trigger: Trigger) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("trojan", {}, "unknown attack 'trojan'; known: badnets, blended, sig, wanet"),
+        ("trojan", {}, "There is no attack 'trojan'. Known: badnets, blended, sig, wanet"),
         ("badnets", {"pattern": "stripes"}, "unknown pattern 'stripes'; known: white, checkerboard"),
         ("badnets", {"size": 0}, "size must be at least 1"),
         ("badnets", {"margin": -1}, "margin at least 0, got 3, -1"),

@@ -30,7 +30,7 @@ FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 PRELUDE = """
 import os, signal, sys, time, torch
 from pathlib import Path
-from nbtools import cache
+from nbtools.lab import cache
 root, config = Path(sys.argv[1]), {"attack": "badnets", "rate": 0.05, "seed": 0}
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -238,12 +238,12 @@ def test_a_write_that_breaks_off_leaves_the_earlier_rows(
     ("ask", "message"),
     [
         (lambda _: start("huge"), "unknown profile 'huge'; known: quick, laptop, paper"),
-        (lambda run: run.model("badnet", 0.1), "unknown attack 'badnet'; known: badnets, blended, sig, wanet"),
-        (lambda run: run.clean_model("none"), "unknown attack 'none'; known: badnets"),
+        (lambda run: run.model("badnet", 0.1), "There is no attack 'badnet'. Did you mean badnets or wanet"),
+        (lambda run: run.clean_model("none"), "There is no attack 'none'. Known: badnets"),
         (lambda run: run.model("badnets", 0.1, target=10), "classes 0 to 9, or -1 for all-to-all, got 10"),
         (
             lambda run: run.model("badnets", 0.1, foo=3),
-            "badnets can't take .*; its options: size, pattern",
+            "badnets has no setting 'foo'; it has size = 3, pattern",
         ),
         (lambda run: run.save_rows([], "../rows"), "a file's name without a folder"),
         (lambda run: run.model("badnets", 0.0), r"poison_rate must lie in \(0, 1\], got 0.0"),

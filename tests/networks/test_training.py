@@ -27,8 +27,9 @@ IMAGES = pictures(48, size=8)  # three batches an epoch
 HERE = Path(__file__).parent
 CHILD = """
 import os, signal, sys
+sys.path.append("..")
 from pathlib import Path
-from nbtools import training
+from nbtools.networks import training
 from test_training import IMAGES, RECIPE, fresh
 
 checkpoint, moment = Path(sys.argv[1]), sys.argv[2]

@@ -1,5 +1,7 @@
 """The runner: what it refuses and how it says so, and what it leaves behind when a run does not end well."""
 
+import base64
+import io
 import json
 import os
 import signal
@@ -9,8 +11,10 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from nbtools.__main__ import main
 from nbtools.series import notebooks, stamp
@@ -345,22 +349,23 @@ def test_a_script_that_changed_is_noticed(project: Path) -> None:
     assert "the script has 5 cells, the notebook 4" in notebooks.check_committed("01_second", folder)[0]
 
 
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+
+
 def test_scrub_takes_machine_paths_and_widgets_out() -> None:
     cell = nbformat.v4.new_code_cell("x")
     cell.outputs = [
         nbformat.v4.new_output(
             "stream", text="/somewhere/me/data/x.png /somewhere/me /somewhere/mean /tmp/ipykernel_1/22.py:3"
         ),
-        nbformat.v4.new_output(
-            "display_data", data={"text/html": "<a href='/somewhere/me/x'>", "image/png": "/somewhere/me"}
-        ),
+        nbformat.v4.new_output("display_data", data={"text/html": "<a href='/somewhere/me/x'>", "image/png": PIXEL}),
         nbformat.v4.new_output("display_data", data={stamp.WIDGET_VIEW: {}, "text/plain": "bar"}),
     ]
     notebook = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_markdown_cell("text")])
     stamp.scrub(notebook, {"/somewhere/me/data": "<NBTOOLS_DATA>", "/somewhere/me": "~"})
     text, page = cell.outputs
     assert text.text == "<NBTOOLS_DATA>/x.png ~ /somewhere/mean <cell>:3"
-    assert page.data == {"text/html": "<a href='~/x'>", "image/png": "/somewhere/me"}
+    assert page.data == {"text/html": "<a href='~/x'>", "image/png": PIXEL}
 
 
 def test_times() -> None:
@@ -404,3 +409,16 @@ def test_stamp_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(json.dumps(made))["seconds"] == 1.2
     assert package_version("no-such-package") == "missing"
     assert os.path.sep not in made["hardware"]
+
+
+def test_figures_are_made_smaller_and_look_the_same() -> None:
+    image = Image.effect_noise((300, 200), 40).convert("RGB")
+    image.paste((1, 115, 178), (0, 0, 150, 200))
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    made = base64.b64decode(stamp.smaller(base64.b64encode(buffer.getvalue()).decode()))
+    assert len(made) < 0.7 * buffer.tell()
+    with Image.open(io.BytesIO(made)) as small:
+        assert small.size == image.size and small.convert("RGB").getpixel((10, 10)) == (1, 115, 178)
+        assert np.abs(np.asarray(small.convert("RGB"), int) - np.asarray(image, int)).max() <= 8
+    assert stamp.smaller(PIXEL) == PIXEL, "what would grow stays as it is"
