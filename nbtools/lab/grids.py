@@ -191,8 +191,10 @@ def _entries(axis: str, values: list[Any], problems: list[str]) -> Iterator[tupl
             problems += [f"{axis}: {name}'s list of {n} is empty" for n, found in axes.items() if not found]
             for chosen in itertools.product(*axes.values()):
                 options = tuple(zip(axes, chosen, strict=True))
-                given = (options,) if axis == "defence" else ()
-                yield name, options, _tried(problems, make, name, *given, **({} if given else dict(options)))
+                if axis == "defence":
+                    yield name, options, _tried(problems, make, name, options)
+                elif made := _tried(problems, make, name, **dict(options)):
+                    yield name, tuple((option, getattr(made, option)) for option in axes), made  # as its own types
 
 
 def _hashable(value: Any) -> Any:

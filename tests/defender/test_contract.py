@@ -38,9 +38,9 @@ from nbtools.defender import (
     Suspiciousness,
     Validation,
 )
-from nbtools.defender.pruning import pruned_copy
+from nbtools.defender.pruning import Mask, pruned_copy
 from nbtools.networks.training import DivergedError
-from nbtools.networks.units import prunable_units
+from nbtools.networks.units import Units, prunable_units
 
 CLEAN = pictures(12)
 GAMMA, BOTH, NONE = ("weight",), ("weight", "bias"), ()
@@ -233,9 +233,11 @@ def check(repair: Repair, given: nn.Module, case: Case) -> None:
     assert (repair.untuned is not None) == (repair.tuned_steps > 0)
     for first, second in itertools.combinations([given, *made], 2):
         assert not memory(first) & memory(second)
+    units = prunable_units(given)
+    assert list(repair.mask.pruned) == [unit.conv for unit in units]
     for model in made:
         check_model(model, given)
-        check_pruned(model, repair, case.zero)
+        check_pruned(model, units, repair.mask, case.zero)
     check_scores(repair, case)
     assert repair.seconds > 0 and repair.peak_bytes >= 0 and repair.defence == repr(case.defence)
     assert json.loads(json.dumps(repair.history, allow_nan=False)) == repair.history
@@ -254,12 +256,11 @@ def flags(model: nn.Module) -> list[bool]:
     return [p.requires_grad for p in model.parameters()]
 
 
-def check_pruned(model: nn.Module, repair: Repair, zero: tuple[str, ...]) -> None:
+def check_pruned(model: nn.Module, units: Units, mask: Mask, zero: tuple[str, ...]) -> None:
     """What the mask prunes is 0, and nothing else is."""
-    units, state = prunable_units(model), model.state_dict()
-    assert list(repair.mask.pruned) == [unit.conv for unit in units]
+    state = model.state_dict()
     for unit in units:
-        pruned = repair.mask.pruned[unit.conv]
+        pruned = mask.pruned[unit.conv]
         assert pruned.dtype == torch.bool and pruned.shape == (unit.filters,) and (zero or not pruned.any())
         for part in zero:
             assert (state[f"{unit.bn}.{part}"] == 0).equal(pruned)

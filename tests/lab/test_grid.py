@@ -9,6 +9,7 @@ import pytest
 
 from nbtools.attacker.adaptive import Hide, Spread
 from nbtools.defender import FineTuning, SpectralNorm, Suspiciousness
+from nbtools.defender.choices import make_defence
 from nbtools.lab.grids import read, spread
 from nbtools.lab.points import Model, Point, Setup, digest
 from nbtools.lab.store import Grid
@@ -88,6 +89,21 @@ defence:
     first, second, third = (p.defence for p in found[:3])
     assert first == Suspiciousness(powers={"sigma": 1}, fine_tune=None) and isinstance(second, FineTuning)
     assert [d.tune.epochs for d in (second, third) if isinstance(d, FineTuning)] == [1, 2]
+
+
+def test_a_number_is_one_however_it_is_written(tmp_path: Path) -> None:
+    """YAML takes 5e-2 for a text; on the command line it is a number, and so it is here."""
+    text = """
+attack: {{blended: {{alpha: {0}}}}}
+adaptive: {{hide: {{weight: {0}}}}}
+poison_rate: {0}
+defence: {{suspiciousness: {{alive: {0}, fine_tune.lr: {0}}}}}
+"""
+    one, other = (points(tmp_path, text.format(number)) for number in ("0.05", "5e-2"))
+    assert one == other and one[0].id == other[0].id
+    assert make_defence("suspiciousness", [("alive", "5e-2"), ("fine_tune.lr", "5e-2")]) == one[0].defence
+    rate = pages.read(written(tmp_path, "poison_rate: 5e-2\n"), "06", FOLDER, "quick")
+    assert rate.points[0].columns()["poison_rate"] == 0.05
 
 
 def test_an_adaptive_attacker_is_an_axis_of_the_models(tmp_path: Path) -> None:
