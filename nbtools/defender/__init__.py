@@ -1,6 +1,7 @@
-"""The defender's wing. The paper's method, in the order in which it is read: `components`, `score`, `pruning`, `repair`.
+"""The defender's wing. The paper's method, in its order: `components`, `score`, `pruning`, `repair`.
 
-Then one file a defence: frozen dataclasses that are called with a model and clean images and return a `Repair`. Nothing in this folder, nor anything that it imports, can reach a trigger or a test set; a test proves it.
+Then one file a defence: frozen dataclasses that are called with a model and clean images and return a `Repair`.
+Nothing in this folder, nor anything that it imports, can reach a trigger or a test set; a test proves it.
 """
 
 from nbtools.defender.anp import ANP
