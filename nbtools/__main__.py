@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +66,13 @@ def run(
         plan = make_plan(names, profile, given, folder, write)
         from nbtools.series.run import new_folder, run_series
 
+        for notebook, script in plan.edits.items():
+            take_edits(notebook, script)
         if out is None:
             out = new_folder(plan.profile, folder.parent.parent)
         out.mkdir(parents=True, exist_ok=True)
-        for notebook, script in plan.edits.items():
-            take_edits(notebook, script)
+        with tempfile.TemporaryFile(dir=out):  # really tried: permission bits do not tell
+            pass
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from None
     except KeyboardInterrupt:
@@ -77,7 +80,11 @@ def run(
         sys.exit(130)
     for note in plan.notes:
         click.echo(note)
-    outcome = run_series(plan, out.resolve(), write=write, keep_going=keep_going, say=click.echo)
+    try:
+        outcome = run_series(plan, out.resolve(), write=write, keep_going=keep_going, say=click.echo)
+    except KeyboardInterrupt:
+        click.echo("Interrupted; what had been finished stays.")
+        sys.exit(130)
     _report(out, plan.sources, outcome.done, outcome.interrupted, write)
     sys.exit(130 if outcome.interrupted else 1 if outcome.failed else 0)
 
@@ -252,7 +259,9 @@ def sweep(
         raise Refused(str(error)) from None
     state = "Interrupted: give the same command again to go on. " if outcome.interrupted else ""
     click.echo(f"{state}{outcome.found + outcome.done} of {len(asked.points)} rows, {outcome.failed} new ones failed")
-    click.echo(f"Table {outcome.table}")
+    click.echo(f"Rows  {outcome.table}")
+    if (tidy := outcome.table.with_name("table.csv")).is_file():
+        click.echo(f"Table {tidy}")
     sys.exit(130 if outcome.interrupted else 1 if outcome.failed else 0)
 
 

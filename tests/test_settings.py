@@ -200,3 +200,19 @@ def test_a_second_attack_may_be_left_to_the_profile() -> None:
     assert PROFILES["quick"].hard_attack == "" and PROFILES["laptop"].hard_attack in TRIGGERS
     with pytest.raises(ValueError, match="There is no attack ''"):
         check_parameters({"attack": ""})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"counts": [1, 5_000]},
+        {"many": 100_000},
+        {"draws": 10**20},
+        {"width": 10**20},
+        {"epochs": 10**20},
+        {"counts": []},
+    ],
+)
+def test_what_no_machine_could_do_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(given))}=.* is out of range"):
+        check_parameters({"profile": "quick"} | given)

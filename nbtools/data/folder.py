@@ -14,6 +14,8 @@ from nbtools.data.images import Images
 from nbtools.data.listing import Listing, counted, first, identity, list_beside, list_pictures
 from nbtools.data.pictures import SUFFIXES, Header, Span, read_header, read_pixels, read_span, reason
 
+FAINT = 4_096
+"""Of the 65,536 values of 16 bits: where none is as high, they are more likely of fewer bits than nearly black."""
 LARGE = 512
 """Pixels a side above which a size must be asked for: nobody means to feed photographs as they are by default."""
 
@@ -42,7 +44,8 @@ class Scan:
         labels: of each picture, by class and path.
         headers: of those that have a readable one.
         broken: what can't be read, and why.
-        spans: by bits, the extremes of the grey pictures of more than 8.
+        highs: the largest value of each grey picture of more than 8 bits.
+        spans: by bits, the extremes over these pictures.
         aside: what is left aside in the class folders.
     """
 
@@ -51,6 +54,7 @@ class Scan:
     labels: dict[Path, int]
     headers: dict[Path, Header]
     broken: dict[Path, str]
+    highs: dict[Path, int]
     spans: dict[int, Span]
     aside: Counter[str]
 
@@ -90,16 +94,18 @@ def scan(folder: Path, classes: Sequence[str]) -> Scan:
             + (f". What else is there: {left}" if left else "")
         )
     headers: dict[Path, Header] = {}
+    highs: dict[Path, int] = {}
     spans: dict[int, Span] = {}
     for path in labels:
         try:
             header = read_header(path)
             if header.bits:
-                spans = widest(spans, {header.bits: read_span(path)})
+                span = read_span(path)
+                highs[path], spans = span[1], widest(spans, {header.bits: span})
             headers[path] = header
         except Exception as error:  # whatever a decoder raises, the file can't be read
             broken[path] = reason(error)
-    return Scan(folder, tuple(classes), labels, headers, broken, spans, aside)
+    return Scan(folder, tuple(classes), labels, headers, broken, highs, spans, aside)
 
 
 def widest(one: Mapping[int, Span], other: Mapping[int, Span]) -> dict[int, Span]:
@@ -119,7 +125,7 @@ def decode(scanned: Scan, size: tuple[int, int] | None, spans: Mapping[int, Span
     Raises:
         ValueError: as `read_folder` does.
     """
-    broken = dict(scanned.broken)
+    broken = {**scanned.broken, **_doubtful(scanned, spans)}
     if size is None:
         try:
             size = _own_size(scanned)
@@ -137,15 +143,26 @@ def decode(scanned: Scan, size: tuple[int, int] | None, spans: Mapping[int, Span
             continue
         stack[index] = pixels.rgb
         turned += pixels.turned
-    deep = [index for index, header in enumerate(scanned.headers.values()) if header.deep_colour]
-    if deep and not bool(stack[deep].any()):
+    for index, (path, header) in enumerate(scanned.headers.items()):
         # Of 16 bits a channel PIL hands out the upper 8, and does not say what the lower ones hold.
-        why = "16 bits a channel, and all values below 256, which would be black; save it with 8 bits a channel"
-        broken |= {path: why for path, header in scanned.headers.items() if header.deep_colour}
+        if header.deep_colour and path not in broken and int(stack[index].max()) < FAINT // 256:
+            broken[path] = f"16 bits a channel and no value above {FAINT - 1}, all but black; save it with 8 bits"
     if broken:
         raise _unreadable(scanned, broken)
     images = Images(stack, torch.tensor(list(scanned.labels.values())), scanned.classes)
     return Folder(images, tuple(_notes(scanned, size, spans, turned)), tuple(_warnings(images)))
+
+
+def _doubtful(scanned: Scan, spans: Mapping[int, Span]) -> dict[Path, str]:
+    """Grey pictures of more than 8 bits whose brightness nothing tells, and why."""
+    doubtful = {}
+    for path, high in scanned.highs.items():
+        most = spans[scanned.headers[path].bits][1]
+        if 255 < most < FAINT:
+            doubtful[path] = f"grey values up to {most} in files for 65535: of 10 or 12 bits? scale them to 8 bits"
+        elif most > 255 and 0 < high <= 255:
+            doubtful[path] = f"grey values up to {high}, those of others up to {most}: of 8 bits? save all alike"
+    return doubtful
 
 
 def _unreadable(scanned: Scan, broken: Mapping[Path, str]) -> ValueError:
@@ -209,7 +226,7 @@ def _warnings(images: Images) -> list[str]:
     warnings = []
     counts = torch.bincount(images.labels, minlength=images.num_classes).tolist()
     if empty := [name for name, count in zip(images.classes, counts, strict=True) if not count]:
-        warnings.append(f"There is no image of {first(empty)}: what the repair does to these classes is not known.")
+        warnings.append(f"There is no image of {first(empty)}: nothing is known of these classes.")
     if copies := len(images) - len(torch.unique(images.images.flatten(1), dim=0)):
         warnings.append(
             f"Among the images are {copies} copies of others: not all that are held back are new to the defence."

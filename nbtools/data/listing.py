@@ -99,7 +99,7 @@ def list_pictures(folder: Path, above: tuple[Identity, ...] = ()) -> Listing:
             _add_folder(found, path, above)
         elif path.name[0] != "." and is_picture(path) and kind == "a file":
             found.pictures.append(path)
-        elif path.name[0] != "." and (is_picture(path) or (kind not in KINDS.values() and not path.suffix)):
+        elif path.name[0] != "." and (is_picture(path) or kind not in KINDS.values()):
             found.broken[path] = kind
         else:
             found.aside[_noun(path)] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,8 @@ def read_header(path: Path) -> Header:
         bits = DEPTHS.get(image.mode, 0)
         raw = " ".join(str(tile.args) for tile in getattr(image, "tile", ()))
         frames = bool(getattr(image, "is_animated", False))
-        return Header((image.height, image.width), bits, not bits and ";16" in raw, frames)
+        deep = ";16" in raw or (image.format == "PPM" and any(int(part) > 255 for part in re.findall(r"\d+", raw)))
+        return Header((image.height, image.width), bits, not bits and deep, frames)
 
 
 def read_span(path: Path) -> Span:

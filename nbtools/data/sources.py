@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.error import URLError
 
 import numpy as np
@@ -17,9 +17,24 @@ from nbtools.data.splits import MIXED, Splits, in_three
 from nbtools.settings import CIFAR10, data_places
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-GTSRB_NOTE = "The pictures, of 15 to 250 pixels a side, were resized to 32x32."
-Half = tuple[Any, Any, tuple[str, ...]]
-"""Pixels (uint8 `[n, h, w, 3]`), labels `[n]`, class names."""
+
+
+class Half(NamedTuple):
+    """A half of a published data set.
+
+    Args:
+        pixels: uint8 `[n, h, w, 3]`.
+        labels: `[n]`.
+        classes: their names.
+        notes: what reading changed, see `nbtools.data.splits.Splits`.
+    """
+
+    pixels: Any
+    labels: Any
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
 HALVES = ("train", "test")
 """The folders in a folder of one's own."""
 
@@ -28,30 +43,32 @@ def _cifar10(root: str, train: bool, download: bool) -> Half:
     from torchvision.datasets import CIFAR10
 
     half = CIFAR10(root, train=train, download=download)
-    return half.data, half.targets, CIFAR10_CLASSES
+    return Half(half.data, half.targets, CIFAR10_CLASSES)
 
 
 def _cifar100(root: str, train: bool, download: bool) -> Half:
     from torchvision.datasets import CIFAR100
 
     half = CIFAR100(root, train=train, download=download)
-    return half.data, half.targets, tuple(half.classes)
+    return Half(half.data, half.targets, tuple(half.classes))
 
 
 def _svhn(root: str, train: bool, download: bool) -> Half:
     from torchvision.datasets import SVHN
 
     half = SVHN(root, split="train" if train else "test", download=download)
-    return half.data.transpose(0, 2, 3, 1), half.labels, tuple("0123456789")
+    return Half(half.data.transpose(0, 2, 3, 1), half.labels, tuple("0123456789"))
 
 
 def _gtsrb(root: str, train: bool, download: bool) -> Half:
     from torchvision.datasets import GTSRB
 
     half = GTSRB(root, split="train" if train else "test", download=download)
-    pictures = [(np.asarray(image.convert("RGB").resize((32, 32))), label) for image, label in half]  # [32, 32, 3] each
-    pixels, labels = zip(*pictures, strict=True)
-    return np.stack(pixels), labels, tuple(f"{number:02d}" for number in range(43))
+    pictures, labels = zip(*half, strict=True)
+    pixels = np.stack([np.asarray(picture.convert("RGB").resize((32, 32))) for picture in pictures])
+    other = sum(picture.size != (32, 32) for picture in pictures)
+    notes = (f"{other:,} of {len(pixels):,} images had another size and were resized to 32x32.",) if other else ()
+    return Half(pixels, labels, tuple(f"{number:02d}" for number in range(43)), notes)
 
 
 class DataNotFound(FileNotFoundError):
@@ -73,7 +90,6 @@ class Source:
         read: root, which half, and whether to download, to that half.
         mixed: whether it is published in random order, so that its first images hold every class; one that is sorted
             is brought into `nbtools.data.splits.mixed_order`.
-        notes: what reading it changes, see `nbtools.data.splits.Splits`.
     """
 
     name: str
@@ -82,7 +98,6 @@ class Source:
     marker: str
     read: Callable[[str, bool, bool], Half]
     mixed: bool = True
-    notes: tuple[str, ...] = ()
 
     def found(self, data: Path | None = None) -> Path | None:
         """The first of `nbtools.settings.data_places` that holds `marker`, else None."""
@@ -95,7 +110,7 @@ SOURCES = {
         Source("cifar10", "CIFAR-10", 10, CIFAR10, _cifar10),
         Source("cifar100", "CIFAR-100", 100, "cifar-100-python", _cifar100),
         Source("svhn", "SVHN", 10, "train_32x32.mat", _svhn),
-        Source("gtsrb", "GTSRB", 43, "gtsrb", _gtsrb, mixed=False, notes=(GTSRB_NOTE,)),
+        Source("gtsrb", "GTSRB", 43, "gtsrb", _gtsrb, mixed=False),
     )
 }
 
@@ -141,7 +156,8 @@ def load(
         )
     root = root or data_places(data)[0]
     try:
-        learning, testing = (_images(source.read(str(root), which, download)) for which in (True, False))
+        halves = [source.read(str(root), which, download) for which in (True, False)]
+        learning, testing = map(_images, halves)
     except URLError as error:
         raise ConnectionError(
             f"{source.title} could not be downloaded into {root} ({error.reason}). Without a connection: get "
@@ -154,13 +170,13 @@ def load(
             f" Delete {root / source.marker} and get it again."
         ) from error
     version, mix = ("", False) if source.mixed else (MIXED, True)
-    return in_three(source.name, learning, testing, train, reserved, test, version, mix=mix, notes=source.notes)
+    notes = _both([half.notes for half in halves])
+    return in_three(source.name, learning, testing, train, reserved, test, version, mix=mix, notes=notes)
 
 
 def _images(half: Half) -> Images:
-    pixels, labels, classes = half
-    planes = torch.from_numpy(np.ascontiguousarray(np.asarray(pixels).transpose(0, 3, 1, 2)))
-    return Images(planes, torch.as_tensor(labels, dtype=torch.int64), classes)
+    planes = torch.from_numpy(np.ascontiguousarray(np.asarray(half.pixels).transpose(0, 3, 1, 2)))
+    return Images(planes, torch.as_tensor(half.labels, dtype=torch.int64), half.classes)
 
 
 def load_folder(folder: Path, *, train: int, reserved: int, test: int, size: int = 32) -> Splits:

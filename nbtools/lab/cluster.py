@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,20 +45,20 @@ def cluster(workers: int, scheduler: str = "", tries: int = 3, threads_free: boo
         return
     settings: dict[str, Any] = {"distributed.scheduler.allowed-failures": tries - 1}
     settings |= {"distributed.nanny.pre-spawn-environ": {}} if threads_free else {}
-    with (
-        dask.config.set(settings),  # pyright: ignore[reportPrivateImportUsage]
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address="127.0.0.1:0",  # any free port, for this machine alone
-            memory_limit=0,  # Dask would pause a worker at a share of the machine's memory that one model may need
-            silence_logs=logging.CRITICAL,
-            resources={"GPU": 1} if torch.cuda.is_available() else {},
-        ) as own,
-        Client(own) as client,
-    ):
-        client.register_plugin(_deaf())
+    with dask.config.set(settings), ExitStack() as stack:  # pyright: ignore[reportPrivateImportUsage]
+        with _without_interrupts():
+            own = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address="127.0.0.1:0",  # any free port, for this machine alone
+                memory_limit=0,  # Dask would pause a worker at a share of the machine's memory that one model may need
+                silence_logs=logging.CRITICAL,
+                resources={"GPU": 1} if torch.cuda.is_available() else {},
+            )
+            client = Client(own)
+            stack.callback(_close, client, own)
+            client.register_plugin(_deaf())
         yield client
 
 
@@ -71,6 +71,28 @@ def _deaf() -> Any:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     return Deaf()
+
+
+def _close(client: Client, own: Any) -> None:
+    """End a cluster of our own; a second Ctrl-C meanwhile is passed over."""
+    with _without_interrupts(later=False):
+        client.close()
+        own.close()
+
+
+@contextmanager
+def _without_interrupts(later: bool = True) -> Iterator[None]:
+    """While the context lasts, a Ctrl-C waits; afterwards it comes, or is passed over where `later` is False."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        while not later and signal.SIGINT in signal.sigpending():
+            signal.sigwait({signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def cores(threads: int, gpus: int = 0) -> int:

@@ -18,9 +18,9 @@ _SHARE = Range("a share of the training set, above 0 and at most 1", 0, 1, above
 _LOW_RATE = Range("0 (none), or a share of the training set, at most 1", 0, 1)
 _STEP = Range("a step in images from 0 to 1: above 0 and at most 1", 0, 1, above=True)
 _MU = Range("0 or more (standard deviations above the layer's mean)")
-_DRAWS = Range("0 (what the profile says), or a number of draws")
+_DRAWS = Range("0 (what the profile says), or a number of draws, at most 1000", 0, 1_000)
 _PER_CLASS = Range("1 or more clean images a class", 1)
-_EPOCHS = "a number of epochs"
+_EPOCHS = "a number of epochs, at most 10000"
 RANGES: dict[str, Range] = {
     "poison_rate": _SHARE,
     "low_rate": _LOW_RATE,
@@ -42,10 +42,10 @@ RANGES: dict[str, Range] = {
     "allowed": Range("a share of the accuracy, from 0 to below 1", 0, math.nextafter(1, 0)),
     "most": Range("1 or more filters", 1),
     "weight": Range("above 0: of the attacker's penalty beside the cross-entropy", 0, above=True),
-    "trainings": Range(f"1 or more: {_EPOCHS}", 1),
+    "trainings": Range(f"1 or more: {_EPOCHS}", 1, 10_000),
     "seed": Range("0 or more, and below 2 to the power of 63", 0, 2**63 - 1),
-    "width": Range(f"0 (what the profile says), or at least {MIN_WIDTH} channels", MIN_WIDTH, also=0),
-    "epochs": Range(f"0 (what the profile says), or {_EPOCHS}"),
+    "width": Range(f"0 (what the profile says), or {MIN_WIDTH} to 1024 channels", MIN_WIDTH, 1024, also=0),
+    "epochs": Range(f"0 (what the profile says), or {_EPOCHS}", 0, 10_000),
     "draw": Range("the number of a draw, 0 or more, below 2 to the power of 63", 0, 2**63 - 1),
     "draws": _DRAWS,
     "whole_draws": _DRAWS,
@@ -70,7 +70,8 @@ def check_parameters(parameters: Mapping[str, Any], classes: int | None = CLASSE
     """
     check_ranges(parameters, classes)
     profile = PROFILES[parameters.get("profile") or default_profile()]
-    for name, parts in (("samples_per_class", classes or 1), ("n_total", 1)):
+    by_class = dict.fromkeys(("samples_per_class", "counts", "many"), classes or 1)
+    for name, parts in {**by_class, "n_total": 1}.items():
         most = profile.reserved // parts
         if max(_each(parameters.get(name, 0))) > most:
             drawn = f"the defender of profile {profile.name} draws from {profile.reserved:,} images"

@@ -85,9 +85,7 @@ class Store:
     def _in_table(self, point: Asked) -> dict[str, Any] | None:
         if self._table is None:
             try:
-                kept: Any = pd.read_csv(
-                    self.folder / "rows.csv", keep_default_na=False, na_values={}, float_precision="round_trip"
-                )
+                kept: Any = pd.read_csv(self.folder / "rows.csv", keep_default_na=False, na_values={})
                 self._table = {row["id"]: row for row in kept.to_dict("records") if "error" in row}
             except (OSError, ValueError, KeyError):
                 self._table = {}
@@ -119,7 +117,7 @@ class Store:
             rows.append(row)
             for path in sorted((self.folder / "notebooks" / point.id).glob("*.csv")):
                 asked = {f"p_{name}": str(value) for name, value in dict(getattr(point, "values", ())).items()}
-                tables.setdefault(path.name, []).append(pd.read_csv(path, float_precision="round_trip").assign(**asked))
+                tables.setdefault(path.name, []).append(pd.read_csv(path).assign(**asked))
         tables = {name: pd.concat(parts) for name, parts in tables.items()}
         every = pd.DataFrame(rows)
         if "settings" in every:

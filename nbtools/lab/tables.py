@@ -26,7 +26,7 @@ def results(name: str) -> pd.DataFrame:
     if not path.is_file():
         there = ", ".join(sorted(found.stem for found in RESULTS.glob("*.csv")))
         raise FileNotFoundError(f"there is no {path}; data/results has {there or 'no table'}")
-    return pd.read_csv(path, float_precision="round_trip")
+    return pd.read_csv(path)
 
 
 def leaderboard(path: Path = FILE, network: str = "PreActResNet-18", poison_rate: float = 0.1) -> pd.DataFrame:
@@ -50,7 +50,7 @@ def leaderboard(path: Path = FILE, network: str = "PreActResNet-18", poison_rate
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}; the table comes with the checkout, in data/published")
-    table: Any = pd.read_csv(path, float_precision="round_trip")
+    table: Any = pd.read_csv(path)
     chosen = table[(table["model"] == network) & np.isclose(table["poison_rate"], poison_rate)]
     if chosen.empty:
         rates = ", ".join(f"{rate:g}" for rate in sorted(set(table["poison_rate"])))

@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import math
 import re
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping
@@ -121,8 +122,10 @@ def typed(value: Any, parameter: Parameter, stem: str, text: str = "") -> Any:
         return fit(value, wanted)
     except TypeError:
         comment = f" ({parameter.comment})" if parameter.comment else ""
+        infinite = isinstance(value, float) and not math.isfinite(value)
+        kind = "not a finite number" if infinite else said(type_of(value))
         raise ValueError(
-            f"The parameter {parameter.name} takes {said(wanted)}, and {text or value!r} is {said(type_of(value))}. "
+            f"The parameter {parameter.name} takes {said(wanted)}, and {text or value!r} is {kind}. "
             f"In {stem} it is {parameter.name} = {parameter.default!r}{comment}."
         ) from None
 

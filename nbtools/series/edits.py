@@ -24,14 +24,15 @@ def check_edits(source: Path, folder: Path) -> Path | None:
         return None
     if source != script and source_hash(wanted) == ran:
         return script
-    also = (
-        f" {script.name} was changed as well since then: bring the two together by hand."
-        if source != script
-        else (
+    if source == script:
+        also = (
             f" To keep them, name the file: python -m nbtools run {os.path.relpath(pair)} --write takes them into "
             f"{script.name}. To drop them: git checkout {os.path.relpath(pair)}."
         )
-    )
+    elif ran:
+        also = f" {script.name} was changed as well since then: bring the two together by hand."
+    else:
+        also = " It has no stamp, so that nothing tells which of the two is newer: bring them together by hand."
     raise ValueError(f"{pair.name} holds edits that {script.name} does not have, and --write would lose them.{also}")
 
 
@@ -43,6 +44,10 @@ def take_edits(notebook: Path, script: Path) -> None:
     import jupytext
 
     found = read_source(notebook)
+    if any(cell.get("attachments") for cell in found.cells):
+        raise ValueError(
+            f"{notebook.name} holds a pasted picture, which a script can't: save it as a file, link to it."
+        )
     found.metadata.jupytext = {"notebook_metadata_filter": "-all", "cell_metadata_filter": "tags,-all"}
     text = jupytext.writes(found, fmt="py:percent")
     if source_cells(bare(jupytext.reads(text, fmt="py:percent"))) != source_cells(found):

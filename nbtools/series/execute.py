@@ -71,6 +71,7 @@ def run_one(
     failed.unlink(missing_ok=True)
     script = notebooks.read_source(source)
     committed = notebooks.committed_path(source)
+    began = _cells_there(committed)
     try:
         executed = papermill.execute_notebook(
             script,
@@ -86,13 +87,22 @@ def run_one(
         _replace(out / f"{stem}.ipynb", _json(executed))
         partial.unlink()
         if write:
+            if _cells_there(committed) not in (began, notebooks.source_hash(script)):
+                raise NotebookFailed(f"it ran, but {committed.name} was edited meanwhile and is left as it is")
             stamp.scrub(executed, stamp.hidden_places(out))
             _replace(committed, _json(executed))
+    except NotebookFailed:
+        raise
     except Exception as error:  # whatever stops a notebook ends as one line; the failed notebook holds the rest
         where = _where(error, partial)
         if partial.exists():
             partial.replace(failed)
         raise NotebookFailed(f"{where}: {last_line(error)}") from None
+
+
+def _cells_there(notebook: Path) -> str:
+    """Return the hash of a notebook's cells, those of its author, "" where there is none."""
+    return notebooks.source_hash(notebooks.read_source(notebook)) if notebook.is_file() else ""
 
 
 def _where(error: Exception, partial: Path) -> str:

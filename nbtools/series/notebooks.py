@@ -105,14 +105,20 @@ def read_source(path: Path) -> Any:
         found = nbformat.read(path, as_version=4)
     except (ValueError, AttributeError, nbformat.ValidationError, nbformat.reader.NotJSONError) as error:
         raise ValueError(f"{path} can't be read as a notebook: {error}") from None
-    cells = [cell for cell in found.cells if not ADDED_TAGS & set(cell.metadata.get("tags", []))]
+    cells = [cell for cell in found.cells if not _added(cell.metadata.get("tags", []), cell.source)]
     return bare(nbformat.v4.new_notebook(cells=cells))
 
 
 def source_cells(notebook: Any) -> list[tuple[str, str, tuple[str, ...]]]:
     """Return (cell type, text, tags) of every cell that the author wrote, without those that a run added."""
     cells = [(cell.cell_type, cell.source, tuple(cell.metadata.get("tags", []))) for cell in notebook.cells]
-    return [cell for cell in cells if not ADDED_TAGS & set(cell[2])]
+    return [cell for cell in cells if not _added(cell[2], cell[1])]
+
+
+def _added(tags: Iterable[str], text: str) -> bool:
+    """Return whether a run added this cell; a stamp into which somebody wrote is that person's."""
+    written_into = "stamp" in tags and (not text.startswith("*Run with profile ") or "\n" in text.strip())
+    return bool(ADDED_TAGS & set(tags)) and not written_into
 
 
 def source_hash(notebook: Any) -> str:

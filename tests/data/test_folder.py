@@ -50,12 +50,12 @@ def test_what_bears_a_pictures_name_and_is_no_file_is_refused(two: Path) -> None
         os.chdir(two)  # the path of a socket may not be long
         server.bind("b/s.bmp")
         os.chdir(here)
-    (two / "b" / "read.me").symlink_to("nowhere")
-    with pytest.raises(ValueError, match="6 of 12 images can't be read") as caught:
+    (two / "b" / "images.v1").symlink_to("nowhere")  # it may have been a folder
+    with pytest.raises(ValueError, match="7 of 13 images can't be read") as caught:
         read_folder(two, 2)
     for said in ("a/dead.png (a dead link)", "a/loop.JPEG (a link to itself)", "a/more (a dead link)"):
         assert said in str(caught.value)
-    assert "b/pipe.tif (a named pipe)" in str(caught.value) and "b/s.bmp (a socket) and 1 more" in str(caught.value)
+    assert "b/pipe.tif (a named pipe)" in str(caught.value) and "and 2 more" in str(caught.value)
 
 
 def test_links_to_pictures_and_folders_are_followed(two: Path) -> None:
@@ -161,18 +161,24 @@ def test_deep_grey_values_are_judged_over_the_whole_folder(suffix: str, kind: st
     plain = read_folder(deep(tmp_path / "plain", suffix, kind, small, dark), 2)
     assert plain.images.images[:, 0].tolist() == [small.tolist(), dark.tolist()]
     assert "from 0 to 252; they were taken as they are" in plain.notes[0]
-    wide = read_folder(deep(tmp_path / "wide", suffix, kind, small * 257, small), 2)
-    assert wide.images.images[:, 0].tolist() == [small.tolist(), np.zeros((8, 8), int).tolist()], "dark stays dark"
+    wide = read_folder(deep(tmp_path / "wide", suffix, kind, small * 257, small * 5), 2)
+    assert wide.images.images[:, 0].tolist() == [small.tolist(), (small * 5 // 256).tolist()], "dark stays dark"
     bits = "32" if kind == "i4" else "16"
     assert f"2 of 2 images have {bits}-bit grey values, from 0 to 64764; they were divided by 256" in wide.notes[0]
+    with pytest.raises(
+        ValueError, match=r"1 of 2 .*b/1.* \(grey values up to 252, those of others up to 64764: of 8 bits"
+    ):
+        read_folder(deep(tmp_path / "both", suffix, kind, small * 257, small), 2)
+    with pytest.raises(ValueError, match=r"2 of 2 .* \(grey values up to 4032 in files for 65535: of 10 or 12 bits"):
+        read_folder(deep(tmp_path / "twelve", suffix, kind, small * 16, small * 8), 2)
 
 
 def test_a_data_set_has_one_judgement_for_both_halves(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    for half, top in (("train", 60_000), ("test", 256)):
+    for half, top in (("train", 60_000), ("test", 300)):
         deep(tmp_path / half, "png", "u2", *random.integers(0, top, (20, 32, 32)))
     found = load(f"folder:{tmp_path}", train=99, reserved=99, test=99)
-    assert int(found.test.images.max()) == 0 < int(found.train.images.max())
+    assert int(found.test.images.max()) == 1 < int(found.train.images.max())
     assert any(note.startswith("20 of 20 images have 16-bit grey values, from 0 to 5") for note in found.notes)
 
 
@@ -207,8 +213,14 @@ def test_colours_of_16_bits_are_said_and_refused_where_they_would_be_black(two: 
     found = read_folder(two, 2)
     assert found.images.images[3].permute(1, 2, 0).numpy().tolist() == colours.tolist()
     assert found.notes == ("1 of 7 images have 16 bits a channel, of which the upper 8 were taken.",)
-    rgb16(two / "a" / "x.png", colours)
-    with pytest.raises(ValueError, match=r"1 of 7 images .* a/x\.png \(16 bits a channel, and all values below 256"):
+    refused = r"1 of 7 images .* a/x\.png \(16 bits a channel and no value above 4095"
+    for dark in (colours, np.where(colours == 7, 300, colours), colours * 15):
+        rgb16(two / "a" / "x.png", dark)
+        with pytest.raises(ValueError, match=refused):
+            read_folder(two, 2)
+    (two / "a" / "x.png").unlink()
+    (two / "a" / "x.ppm").write_bytes(b"P6 8 8 65535\n" + colours.astype(">u2").tobytes())
+    with pytest.raises(ValueError, match=refused.replace("png", "ppm")):
         read_folder(two, 2)
 
 

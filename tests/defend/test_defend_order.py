@@ -146,3 +146,11 @@ def test_the_orders_with_a_reason_are_each_told_once_and_never_the_given_one() -
     assert list(sorted_orders(NUMBERS)) == ["the names as text", "the folders reversed"]
     assert sorted_orders(["b2", "B10", "a"])["the names with their numbers as numbers"] == ("a", "b2", "B10")
     assert sorted_orders(["only"]) == {}
+
+
+def test_images_of_a_few_classes_tell_no_order() -> None:
+    classes = tuple("abcdefghij")
+    labels = torch.zeros(50, dtype=torch.int64)
+    assert better_order(labels, torch.full_like(labels, 9), classes, at_chance=True) is None, "reversed would fit"
+    labels = torch.arange(50) % 5
+    assert better_order(labels, 9 - labels, classes, at_chance=True) is not None

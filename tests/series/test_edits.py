@@ -100,12 +100,38 @@ def test_a_script_that_is_newer_than_its_notebook_is_no_edit(written: Path) -> N
 def test_outputs_and_the_cells_of_a_run_are_no_edit(written: Path) -> None:
     found = json.loads(written.read_text())
     found["cells"][2]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "mine"}]
-    stamp = {"cell_type": "markdown", "id": "s", "metadata": {"tags": ["stamp"]}, "source": "*Run*"}
+    line = "*Run with profile quick on a machine.*"
+    stamp = {"cell_type": "markdown", "id": "s", "metadata": {"tags": ["stamp"]}, "source": line}
     found["cells"].append(stamp)
     written.write_text(json.dumps(found))
     script = written.parent / "src" / "00_tiny.py"
     assert edits.check_edits(script, script.parent) is None
     assert notebooks.choose([str(written)], script.parent) == [script]
+    stamp["source"] = f"{line}\n\nI saw 97 %."
+    written.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="holds edits"):
+        edits.check_edits(script, script.parent)
+
+
+def test_an_edit_that_is_saved_while_the_notebook_runs_is_kept(written: Path, tmp_path: Path) -> None:
+    code = f"from pathlib import Path\nimport json\np = Path({str(written)!r})\nn = json.loads(p.read_text())\n"
+    code += "n['cells'][0]['source'] = '# Mine'\np.write_text(json.dumps(n))\n"
+    script = written.parent / "src" / "00_tiny.py"
+    script.write_text(SCRIPT + f"\n# %%\n{code}")
+    result = run("0", "--write", out=tmp_path / "out")
+    assert result.exit_code == 1
+    assert "it ran, but 00_tiny.ipynb was edited meanwhile and is left as it is" in result.output
+    assert "# Mine" in written.read_text() and (tmp_path / "out" / "00_tiny.ipynb").is_file()
+
+
+def test_a_pasted_picture_is_not_lost_in_a_script(written: Path, tmp_path: Path) -> None:
+    found = json.loads(written.read_text())
+    found["cells"][0] |= {"source": "![x](attachment:x.png)", "attachments": {"x.png": {"image/png": "aGk="}}}
+    written.write_text(json.dumps(found))
+    kept = written.read_text(), (written.parent / "src" / "00_tiny.py").read_text()
+    result = run(str(written), "--write", out=tmp_path / "out")
+    assert result.exit_code == 2 and "holds a pasted picture, which a script can't" in result.output
+    assert (written.read_text(), (written.parent / "src" / "00_tiny.py").read_text()) == kept
 
 
 def test_a_copy_elsewhere_runs_as_it_lies_and_is_written_where_it_lies(written: Path, tmp_path: Path) -> None:
