@@ -19,13 +19,13 @@ PATIENCE = "20s"
 
 
 @contextmanager
-def cluster(workers: int, scheduler: str = "", tries: int = 3, threads_free: bool = False) -> Iterator[Client]:
+def cluster(workers: int, scheduler: str = "", tries: int = 4, threads_free: bool = False) -> Iterator[Client]:
     """A client of the scheduler that is named, or of a cluster on this machine that ends with the context.
 
     Args:
         workers: processes of a cluster of our own, each of which does one thing at a time.
         scheduler: the address of a cluster that is there already, such as tcp://10.0.0.5:8786; "" starts one.
-        tries: so many workers may die over a piece of work before it counts as failed.
+        tries: with the death of so many workers over a piece of work it counts as failed; 4 is Dask's own number.
         threads_free: leave the number of threads to those who compute; else Dask asks their libraries for one.
 
     Raises:
