@@ -17,6 +17,11 @@ class Refused(click.ClickException):
     exit_code = 2
 
 
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_DATA = click.option("--data", metavar="DIR", type=_FOLDER, help="Folder that holds the data sets.")
+_MODELS = click.option("--models", metavar="DIR", type=_FOLDER, help="Folder of trained models, looked into first.")
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def main() -> None:
     """Notebooks on backdoored neural networks: run them, clean a model of yours, check this machine, measure."""
@@ -29,12 +34,8 @@ def main() -> None:
 @click.option("--out", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Folder for the results.")
 @click.option("--write", is_flag=True, help="Also write the executed notebooks that are committed, with a stamp.")
 @click.option("--keep-going", is_flag=True, help="Run the remaining notebooks after one has failed.")
-@click.option(
-    "--data",
-    metavar="DIR",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder that holds the data sets.",
-)
+@_DATA
+@_MODELS
 @click.option("--notebooks", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path), hidden=True)
 def run(
     names: tuple[str, ...],
@@ -44,13 +45,14 @@ def run(
     write: bool,
     keep_going: bool,
     data: Path | None,
+    models: Path | None,
     folder: Path | None,
 ) -> None:
     """Run notebooks in order, all of them when none is named.
 
     A notebook is named by its stem (02_spectral_norm), its number (02) or its file; a file that was edited runs as it
-    lies. Results go to --out, by default runs/<profile>/<time>: the executed notebooks, their HTML, and the rows that
-    they save.
+    lies. Results go to --out, by default runs/<profile>/<time>: the executed notebooks, and the rows that they
+    save.
 
     \b
     python -m nbtools run                                  the whole series
@@ -60,7 +62,7 @@ def run(
     from nbtools.series.edits import take_edits
     from nbtools.series.plan import plan as make_plan
 
-    _settle_folders(data)
+    _settle_folders(data, models)
     try:
         folder = (folder or notebooks.source_folder()).resolve()
         plan = make_plan(names, profile, given, folder, write)
@@ -89,24 +91,24 @@ def run(
     sys.exit(130 if outcome.interrupted else 1 if outcome.failed else 0)
 
 
-def _settle_folders(data: Path | None) -> None:
-    """NBTOOLS_DATA and NBTOOLS_CACHE whole, for kernels and workers in other folders; `data` goes before the first."""
-    if data is not None:
-        os.environ["NBTOOLS_DATA"] = str(data)
-    for name in ("NBTOOLS_DATA", "NBTOOLS_CACHE"):
+def _settle_folders(data: Path | None, models: Path | None) -> None:
+    """The folders of data, models and cache in their variables, whole, for kernels and workers in other folders."""
+    for name, given in (("NBTOOLS_DATA", data), ("NBTOOLS_MODELS", models)):
+        if given is not None:
+            os.environ[name] = str(given)
+    for name in ("NBTOOLS_DATA", "NBTOOLS_MODELS", "NBTOOLS_CACHE"):
         if value := os.environ.get(name):
             os.environ[name] = str(Path(value).expanduser().absolute())
 
 
 def _report(out: Path, sources: list[Path], done: list[str], interrupted: bool, write: bool) -> None:
-    """Say what is finished, and where executed notebooks, HTML and rows lie."""
+    """Say what is finished, and where executed notebooks and rows lie."""
     if interrupted or len(done) < len(sources):
         how = "Interrupted. " if interrupted else ""
         click.echo(f"{how}Finished: {', '.join(done) or 'none'} ({len(done)} of {len(sources)}).")
     shown = Path(os.path.relpath(out)) if out.resolve().is_relative_to(Path.cwd()) else out
     if done:
         click.echo(f"Executed notebooks  {shown / '*.ipynb'}" + (", also in notebooks" if write else ""))
-        click.echo(f"HTML                {shown / '*.html'}")
     click.echo(f"Rows                {shown / '*.csv' if any(out.glob('*.csv')) else 'none were saved'}")
     for path in sorted([*out.glob("*.failed.ipynb"), *out.glob("*.partial.ipynb")]):
         click.echo(f"To look at          {shown / path.name}")
@@ -201,9 +203,8 @@ def defend(**given: Any) -> None:
 @click.option("--scheduler", default="", metavar="ADDRESS", help="Of a Dask cluster that is there: tcp://HOST:8786.")
 @click.option("--retry", is_flag=True, help="Measure the points again whose row is an error.")
 @click.option("--dry-run", is_flag=True, help="Check the grid, say how much it is, and stop.")
-@click.option(
-    "--data", metavar="DIR", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of the data."
-)
+@_DATA
+@_MODELS
 def sweep(
     grid: Path,
     notebook: str | None,
@@ -215,6 +216,7 @@ def sweep(
     retry: bool,
     dry_run: bool,
     data: Path | None,
+    models: Path | None,
 ) -> None:
     """Measure a grid of experiments: one row a point, in one table, on all cores, GPUs or a Dask cluster.
 
@@ -232,7 +234,7 @@ def sweep(
     from nbtools.settings import PROFILES
     from nbtools.wording import known
 
-    _settle_folders(data)
+    _settle_folders(data, models)
     try:
         if profile is not None and profile not in PROFILES:
             raise ValueError(known("profile", profile, PROFILES))
@@ -249,9 +251,9 @@ def sweep(
         store = Store(out or notebooks.source_folder().parent.parent / "runs" / "sweeps" / grid.stem)
         scale = Scale(workers, threads, scheduler)
         left = [point for point in asked.points if store.lacks(point, retry)]
-        models = len({point.model for point in left} - {None})
+        needed = len({point.model for point in left} - {None})
         click.echo(f"{len(asked.points)} points in {grid}, {len(asked.points) - len(left)} with a row already")
-        click.echo(f"{len(left)} to measure" + (f", on {models} model{'s' * (models > 1)}" if models else ""))
+        click.echo(f"{len(left)} to measure" + (f", on {needed} model{'s' * (needed > 1)}" if needed else ""))
         if dry_run:
             return
         outcome = work(asked, store, scale, str(data.absolute()) if data else "", retry, click.echo)

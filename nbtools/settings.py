@@ -161,7 +161,19 @@ PROFILES: dict[str, Profile] = {
             zoo_epochs=4,
             anp_iterations=500,
         ),
-        Profile("paper", "cifar10", 45_000, 5_000, 10_000, 64, 60, 128, 10, "the numbers to quote; wants a GPU"),
+        Profile(
+            "paper",
+            "cifar10",
+            45_000,
+            5_000,
+            10_000,
+            64,
+            30,
+            512,
+            3,
+            "full width, the numbers to quote; training wants a GPU",
+            lr=0.4,
+        ),
     )
 }
 

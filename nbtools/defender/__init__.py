@@ -6,12 +6,16 @@ Nothing in this folder, nor anything that it imports, can reach a trigger or a t
 
 from nbtools.defender.anp import ANP
 from nbtools.defender.awm import AWM
+from nbtools.defender.d3 import D3
 from nbtools.defender.fine_pruning import FinePruning
 from nbtools.defender.fine_tuning import FineTuning
 from nbtools.defender.fmp import FMP
+from nbtools.defender.ft_sam import FTSAM
 from nbtools.defender.learning import Epochs, Validation
+from nbtools.defender.lmr import LMR
 from nbtools.defender.mnp import MNP
 from nbtools.defender.nad import NAD
+from nbtools.defender.nft import NFT
 from nbtools.defender.repair import Defence, FineTune, Repair
 from nbtools.defender.rnp import RNP
 from nbtools.defender.suspiciousness import ChosenMu, RandomPruning, SpectralNorm, Suspiciousness
@@ -19,9 +23,13 @@ from nbtools.defender.suspiciousness import ChosenMu, RandomPruning, SpectralNor
 __all__ = [
     "ANP",
     "AWM",
+    "D3",
     "FMP",
+    "FTSAM",
+    "LMR",
     "MNP",
     "NAD",
+    "NFT",
     "RNP",
     "ChosenMu",
     "Defence",

@@ -7,11 +7,15 @@ from typing import Any
 
 from nbtools.defender.anp import ANP
 from nbtools.defender.awm import AWM
+from nbtools.defender.d3 import D3
 from nbtools.defender.fine_pruning import FinePruning
 from nbtools.defender.fine_tuning import FineTuning
 from nbtools.defender.fmp import FMP
+from nbtools.defender.ft_sam import FTSAM
+from nbtools.defender.lmr import LMR
 from nbtools.defender.mnp import MNP
 from nbtools.defender.nad import NAD
+from nbtools.defender.nft import NFT
 from nbtools.defender.repair import Defence
 from nbtools.defender.rnp import RNP
 from nbtools.defender.suspiciousness import ChosenMu, SpectralNorm, Suspiciousness
@@ -28,6 +32,10 @@ DEFENCES: dict[str, type] = {
     "anp": ANP,
     "rnp": RNP,
     "awm": AWM,
+    "d3": D3,
+    "lmr": LMR,
+    "ft_sam": FTSAM,
+    "nft": NFT,
     "fine_pruning": FinePruning,
     "fine_tuning": FineTuning,
 }

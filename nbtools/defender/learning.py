@@ -145,6 +145,8 @@ class Epochs:
         loss: Loss | None = None,
         mask: Mask | None = None,
         lr_of: Callable[[int], float] | None = None,
+        before_step: Callable[[], None] = lambda: None,
+        after_step: Callable[[], None] = lambda: None,
     ) -> list[dict[str, Any]]:
         """Tune in place.
 
@@ -154,6 +156,8 @@ class Epochs:
             loss: of a batch; by default the model's cross-entropy.
             mask: what stays pruned (gamma = beta = 0 after every step).
             lr_of: learning rate of an epoch (from 0), in place of the cosine.
+            before_step: called when the gradients are there, before the optimiser moves the weights.
+            after_step: called when it has moved them.
 
         Returns:
             One row an epoch: epoch (from 1), steps so far, lr, loss.
@@ -180,8 +184,10 @@ class Epochs:
                 optimizer.zero_grad(set_to_none=True)
                 value = loss(inputs, part.labels) if loss else F.cross_entropy(model(inputs), part.labels)
                 value.backward()
+                before_step()
                 optimizer.step()
                 again()
+                after_step()
                 losses.append(value.detach())
             mean = float(torch.stack(losses).mean())
             if not math.isfinite(mean):

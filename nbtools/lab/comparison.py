@@ -17,11 +17,15 @@ from nbtools.data.images import Images
 from nbtools.defender import Defence, SpectralNorm, Suspiciousness
 from nbtools.defender.anp import ANP
 from nbtools.defender.awm import AWM
+from nbtools.defender.d3 import D3
 from nbtools.defender.fine_pruning import FinePruning
 from nbtools.defender.fine_tuning import FineTuning
 from nbtools.defender.fmp import FMP
+from nbtools.defender.ft_sam import FTSAM
+from nbtools.defender.lmr import LMR
 from nbtools.defender.mnp import MNP
 from nbtools.defender.nad import NAD
+from nbtools.defender.nft import NFT
 from nbtools.defender.rnp import RNP
 from nbtools.lab.experiments import Run, asked
 from nbtools.lab.trained import Trained
@@ -67,6 +71,10 @@ def contenders(profile: Profile | None = None) -> dict[str, Contender]:
         "ANP": Contender(anp, 50, "2110.14430 and its code, 500 images; the choice of the threshold is ours"),
         "AWM": Contender(awm, 50, "2207.04497 and its code, 500 images"),
         "NAD": Contender(NAD(), 250, "2101.05930 and its code, 5 %; a steady lr and betas per position are ours"),
+        "D3": Contender(D3(), 250, "ICCV 2025, 5 %, as summarised; the training is ours"),
+        "LMR": Contender(LMR(), 50, "CVPR 2026, 1 %, as summarised; the training is ours"),
+        "FT-SAM": Contender(FTSAM(), 250, "2304.11823, 5 %, as summarised; the epochs are ours"),
+        "NFT": Contender(NFT(), 50, "ECCV 2024, 500 images, as summarised; the numbers are ours"),
         "fine-pruning": Contender(FinePruning(), 250, "1805.12185; the recipe is ours, the amount is NAD's"),
         "fine-tuning": Contender(FineTuning(), 250, "the field's baseline; the recipe is ours, the amount is NAD's"),
     }

@@ -20,7 +20,7 @@ from nbtools.data.splits import Splits
 from nbtools.defender.components import Scores
 from nbtools.defender.pruning import pruned_copy, threshold
 from nbtools.evaluator.evaluation import Evaluation, Evaluator, accuracy
-from nbtools.lab import shipped
+from nbtools.lab import ready
 from nbtools.lab.cache import cached, source_hash
 from nbtools.networks.architectures import make_model
 from nbtools.networks.training import Penalty, Recipe, train
@@ -232,7 +232,7 @@ def _build(
     penalty: Penalty | None,
     work: Path,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if found := shipped.find(config):
+    if found := ready.find(config, model.state_dict()):
         return found
     print(f"training {setting.architecture} of width {setting.profile.width} ({attack}, {setting.splits.name})")
     watched = setting.splits.reserved.subset(torch.arange(min(1_000, len(setting.splits.reserved))))

@@ -1,4 +1,4 @@
-"""One notebook, executed by papermill in a fresh kernel of this very interpreter, stamped, as .ipynb and HTML."""
+"""One notebook, executed by papermill in a fresh kernel of this very interpreter, stamped."""
 
 import json
 import os
@@ -12,15 +12,6 @@ from typing import Any
 from nbtools.series import notebooks, stamp
 from nbtools.settings import ROOT
 from nbtools.wording import last_line
-
-# nbconvert can drop an input but not fold it: solutions stay one click away, as in the book. The scripts that its page
-# would fetch from the network (MathJax, Mermaid, RequireJS) are left out: nothing here needs them.
-FOLDED_TEMPLATE = """{% extends 'lab/index.html.j2' %}
-{% block html_head_js %}{% endblock %}
-{% block html_head_js_mathjax %}{% endblock %}
-{% block html_head_js_mermaidjs %}{% endblock %}
-{% block input_group %}{% if 'hide-input' in cell.metadata.get('tags', []) %}<details><summary>Show the code</summary>
-{{ super() }}</details>{% else %}{{ super() }}{% endif %}{% endblock input_group %}"""
 
 
 class NotebookFailed(Exception):
@@ -58,7 +49,7 @@ def this_kernel(out: Path) -> Iterator[None]:
 def run_one(
     source: Path, profile: str, values: Mapping[str, Any], merged: Mapping[str, Any], out: Path, write: bool
 ) -> None:
-    """Run one notebook, inside `this_kernel`; leaves <stem>.ipynb and <stem>.html in `out`, or <stem>.failed.ipynb.
+    """Run one notebook, inside `this_kernel`; leaves <stem>.ipynb in `out`, or <stem>.failed.ipynb.
 
     source: a percent script, or a notebook. values: the parameters that differ from its defaults. merged: all of them,
     for the stamp. out: the run's folder, absolute. write: also write the executed pair that is committed.
@@ -83,7 +74,6 @@ def run_one(
         )
         facts = stamp.make_stamp(profile, merged, notebooks.source_hash(script), time.monotonic() - started)
         stamp.finish(executed, facts, values)
-        _replace(out / f"{stem}.html", html(executed, stem))
         _replace(out / f"{stem}.ipynb", _json(executed))
         partial.unlink()
         if write:
@@ -117,37 +107,6 @@ def _where(error: Exception, partial: Path) -> str:
     ran = len(states) - states.count("pending")
     # papermill calls every waiting cell completed when a kernel dies, so a full count says nothing.
     return f"in cell {ran}" if 0 < ran < len(states) else "outside its cells"
-
-
-def html(notebook: Any, title: str) -> str:
-    """Return an executed notebook as one HTML page, remove-cell cells left out, hide-input inputs folded.
-
-    It needs no network: equations become MathML, which browsers draw by themselves.
-    """
-    from jinja2 import DictLoader, pass_context
-    from latex2mathml.converter import convert
-    from nbconvert import HTMLExporter
-    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-    from traitlets.config import Config
-
-    class Renderer(IPythonRenderer):
-        def block_math(self, body: str) -> str:
-            return convert(body, display="block")
-
-        def inline_math(self, body: str) -> str:
-            return convert(body)
-
-    config = Config()
-    config.TagRemovePreprocessor.enabled = True
-    config.TagRemovePreprocessor.remove_cell_tags = {"remove-cell"}
-    exporter = HTMLExporter(config=config, extra_loaders=[DictLoader({"folded.html.j2": FOLDED_TEMPLATE})])
-    exporter.template_file = "folded.html.j2"
-    renderer = Renderer(escape=False)
-    exporter.register_filter(
-        "markdown2html", pass_context(lambda _context, source: MarkdownWithMath(renderer=renderer).render(source))
-    )
-    body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
-    return body
 
 
 def _json(notebook: Any) -> str:

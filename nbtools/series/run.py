@@ -75,8 +75,8 @@ def run_series(
     """Run a plan's notebooks, one line each when it ends, as many at a time as the machine has lanes.
 
     Where there are several lanes, the models that the notebooks will ask for are trained on them first, and a notebook
-    begins when its own are there. After the first failure nothing new begins unless `keep_going`; an interrupt (Ctrl-C)
-    ends the run. What had been finished stays.
+    begins when the first of its own is there: for another it waits where it needs it. After the first failure nothing
+    new begins unless `keep_going`; an interrupt (Ctrl-C) ends the run. What had been finished stays.
     say: takes one line. Returns what became of every notebook.
     """
     outcome, spent = Outcome(), []
@@ -145,7 +145,7 @@ def _tasks(plan: Plan, out: Path, write: bool, many: int) -> list[Task]:
     for source in plan.sources:
         mine = orders(plan.merged[source.stem], plan.profile) if many > 1 else []
         asked += [order for order in mine if order not in asked]
-        needs = frozenset(f"model {asked.index(order)}" for order in mine)
+        needs = frozenset(f"model {asked.index(order)}" for order in mine[:1])
         arguments = (source, plan.profile, plan.values[source.stem], plan.merged[source.stem], out, write)
         notebooks.append(Task(source.stem, run_one, arguments, needs))
     return [*(Task(f"model {number}", train, (order,)) for number, order in enumerate(asked)), *notebooks]

@@ -75,7 +75,7 @@ def hidden_places(out: Path) -> dict[str, str]:
         str(Path.home()): "~",
         str(out): "<run folder>",
     }
-    for name in ("NBTOOLS_DATA", "NBTOOLS_CACHE"):
+    for name in ("NBTOOLS_DATA", "NBTOOLS_MODELS", "NBTOOLS_CACHE"):
         if value := os.environ.get(name):
             places[str(Path(value).expanduser().resolve())] = f"<{name}>"
     return {place: places[place] for place in sorted(places, key=len, reverse=True) if len(place) > 1}

@@ -22,9 +22,13 @@ from nbtools.data.images import Images
 from nbtools.defender import (
     ANP,
     AWM,
+    D3,
     FMP,
+    FTSAM,
+    LMR,
     MNP,
     NAD,
+    NFT,
     RNP,
     ChosenMu,
     Defence,
@@ -78,6 +82,7 @@ RNP_3 = RNP(unlearn_lr=0.05, unlearn_epochs=2, recover_lr=5, recover_epochs=3, b
 MNP_3 = MNP(unlearn_lr=0.05, unlearn_epochs=2, recover_lr=5, recover_epochs=3, batch_size=4, thresholds=(0.2,))
 ANP_3 = ANP(iterations=3, lr=10, batch_size=4, validation=ANY)
 AWM_1, AWM_FEW = AWM(rounds=1, passes=1, batch_size=4), replace(AWM.few(), rounds=1, passes=1)
+LMR_2, NFT_2 = LMR(ascent_epochs=1, epochs=2, final_epochs=1, batch_size=4), NFT(epochs=2, batch_size=4)
 NAD_1 = NAD(EPOCH, EPOCH, betas=(5.0,), layers=("conv1",))
 
 
@@ -123,6 +128,12 @@ CASES = {
     "AWM": fading(AWM_1),
     "AWM, few images": fading(AWM_FEW),
     "NAD": Case(NAD_1, NONE, ((replace(NAD_1, teacher=WILD), LOWER_LR), (replace(NAD_1, student=WILD), LOWER_LR))),
+    "D3": Case(D3(tune=EPOCH), NONE, ((D3(tune=WILD), LOWER_LR),)),
+    "FTSAM": Case(FTSAM(tune=EPOCH), NONE, ((FTSAM(tune=WILD), LOWER_LR),)),
+    "LMR": Case(LMR_2, NONE, ((replace(LMR_2, lr=1e38), "the head's loss is (nan|inf) in epoch 2"),)),
+    "NFT": Case(
+        NFT_2, NONE, ((replace(NFT_2, penalty=3e38), "the masks' loss is (nan|inf) in epoch 2"),), unit_scores=True
+    ),
     "FinePruning": Case(FinePruning(ANY, EPOCH), BOTH, ((FinePruning(ANY, WILD), LOWER_LR),)),
     "FinePruning, not tuned": Case(FinePruning(ANY, None), BOTH),
     "FineTuning": Case(FineTuning(EPOCH), NONE, ((FineTuning(WILD), LOWER_LR),)),
