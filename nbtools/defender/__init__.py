@@ -18,6 +18,7 @@ from nbtools.defender.nad import NAD
 from nbtools.defender.nft import NFT
 from nbtools.defender.repair import Defence, FineTune, Repair
 from nbtools.defender.rnp import RNP
+from nbtools.defender.shift_unlearning import ShiftUnlearning
 from nbtools.defender.suspiciousness import ChosenMu, RandomPruning, SpectralNorm, Suspiciousness
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "FineTuning",
     "RandomPruning",
     "Repair",
+    "ShiftUnlearning",
     "SpectralNorm",
     "Suspiciousness",
     "Validation",

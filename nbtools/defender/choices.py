@@ -18,12 +18,14 @@ from nbtools.defender.nad import NAD
 from nbtools.defender.nft import NFT
 from nbtools.defender.repair import Defence
 from nbtools.defender.rnp import RNP
+from nbtools.defender.shift_unlearning import ShiftUnlearning
 from nbtools.defender.suspiciousness import ChosenMu, SpectralNorm, Suspiciousness
 from nbtools.values import build
 from nbtools.wording import known
 
 DEFENCES: dict[str, type] = {
     "suspiciousness": Suspiciousness,
+    "shift_unlearning": ShiftUnlearning,
     "clp": SpectralNorm,
     "chosen_mu": ChosenMu,
     "fmp": FMP,

@@ -27,6 +27,7 @@ from nbtools.defender.mnp import MNP
 from nbtools.defender.nad import NAD
 from nbtools.defender.nft import NFT
 from nbtools.defender.rnp import RNP
+from nbtools.defender.shift_unlearning import ShiftUnlearning
 from nbtools.lab.experiments import Run, asked
 from nbtools.lab.trained import Trained
 from nbtools.networks.training import DivergedError
@@ -64,6 +65,7 @@ def contenders(profile: Profile | None = None) -> dict[str, Contender]:
     awm = AWM(rounds=scale.awm_rounds)
     return {
         "suspiciousness": Contender(Suspiciousness(), 10, "2311.07417; the formula, mu and the fine-tuning are ours"),
+        "shift unlearning": Contender(ShiftUnlearning(), 10, "ours: not of any paper"),
         "CLP": Contender(SpectralNorm(), 0, "CLP, ECCV 2022, u = 3; needs no image"),
         "FMP": Contender(fmp, 500, "2307.11565 and its code, 10 %; the tie-break and frozen pruned channels are ours"),
         "MNP": Contender(MNP(), 50, "2405.17750; its formulas are reconstructed, the amount is RNP's"),

@@ -38,6 +38,7 @@ from nbtools.defender import (
     FineTuning,
     RandomPruning,
     Repair,
+    ShiftUnlearning,
     SpectralNorm,
     Suspiciousness,
     Validation,
@@ -83,6 +84,10 @@ MNP_3 = MNP(unlearn_lr=0.05, unlearn_epochs=2, recover_lr=5, recover_epochs=3, b
 ANP_3 = ANP(iterations=3, lr=10, batch_size=4, validation=ANY)
 AWM_1, AWM_FEW = AWM(rounds=1, passes=1, batch_size=4), replace(AWM.few(), rounds=1, passes=1)
 LMR_2, NFT_2 = LMR(ascent_epochs=1, epochs=2, final_epochs=1, batch_size=4), NFT(epochs=2, batch_size=4)
+SHIFT = ShiftUnlearning(
+    replace(SCORE, fine_tune=None), (), ("bn1",), patch=0, level=0.99, shifts=1, steps=3, batch_size=4, copies=1
+)
+"""At this level some class always stands out."""
 NAD_1 = NAD(EPOCH, EPOCH, betas=(5.0,), layers=("conv1",))
 
 
@@ -106,11 +111,17 @@ def fading(defence: AWM) -> Case:
     return Case(defence, NONE, (wild,), unit_scores=True)
 
 
+def shifting(defence: ShiftUnlearning) -> Case:
+    return Case(defence, BOTH, ((replace(defence, lr=1e36), "the unlearning's loss is (nan|inf) after 3 steps"),))
+
+
 CASES = {
     "Suspiciousness": Case(SCORE, BOTH, forbidden=WILD_SCORE),
     "Suspiciousness, not tuned": Case(replace(SCORE, fine_tune=None), BOTH),
     "ChosenMu": Case(ChosenMu(SCORE, (2, 1), 0.5), BOTH, forbidden=ChosenMu(WILD_SCORE, (2, 1), 0.5)),
     "RandomPruning": Case(RandomPruning(SCORE), BOTH, forbidden=RandomPruning(WILD_SCORE)),
+    "ShiftUnlearning": shifting(SHIFT),
+    "ShiftUnlearning, at the input": shifting(replace(SHIFT, places=(), patch=3)),
     "SpectralNorm, tuned": Case(SpectralNorm(1, LOOKS), BOTH, forbidden=SpectralNorm(1, WILD_SCORE.fine_tune)),
     "SpectralNorm, as published": Case(SpectralNorm(1), BOTH, blind=True),
     "FMP": Case(FMP_4, BOTH, ((replace(FMP_4, fine_tune=WILD), LOWER_LR),)),
@@ -130,9 +141,12 @@ CASES = {
     "NAD": Case(NAD_1, NONE, ((replace(NAD_1, teacher=WILD), LOWER_LR), (replace(NAD_1, student=WILD), LOWER_LR))),
     "D3": Case(D3(tune=EPOCH), NONE, ((D3(tune=WILD), LOWER_LR),)),
     "FTSAM": Case(FTSAM(tune=EPOCH), NONE, ((FTSAM(tune=WILD), LOWER_LR),)),
-    "LMR": Case(LMR_2, NONE, ((replace(LMR_2, lr=1e38), "the head's loss is (nan|inf) in epoch 2"),)),
+    "LMR": Case(LMR_2, NONE, ((replace(LMR_2, lr=1e36), "the head's loss is (nan|inf) in epoch 2"),)),
     "NFT": Case(
-        NFT_2, NONE, ((replace(NFT_2, penalty=3e38), "the masks' loss is (nan|inf) in epoch 2"),), unit_scores=True
+        NFT_2,
+        NONE,
+        ((replace(NFT_2, momentum=0.0, lr=3e38), "the masks' loss is (nan|inf) in epoch"),),
+        unit_scores=True,
     ),
     "FinePruning": Case(FinePruning(ANY, EPOCH), BOTH, ((FinePruning(ANY, WILD), LOWER_LR),)),
     "FinePruning, not tuned": Case(FinePruning(ANY, None), BOTH),

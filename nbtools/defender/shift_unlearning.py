@@ -1,0 +1,442 @@
+"""Prune gently, find the class that one shift of the maps forces too easily, and unlearn that shift [ours].
+
+A trigger moves the maps of a network nearly the same way in every image. So one *universal shift*, added to the maps of
+all clean images at some place of the network, sends them to the target class, and it need not be large. No other class
+can be forced so cheaply: that tells the class and the place, without a trigger. Where no class stands out, nothing is
+unlearned.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from scipy.stats import t as student_t
+from torch import Tensor, nn
+
+from nbtools.data.images import Images, to_floats
+from nbtools.defender.learning import check_inputs, check_learned
+from nbtools.defender.pruning import Mask, apply, hold
+from nbtools.defender.repair import Repair, measured
+from nbtools.defender.suspiciousness import Suspiciousness
+from nbtools.networks.above import above, at
+from nbtools.networks.training import DivergedError, augment
+
+INPUT = ""
+"""The place of a patch: the images themselves."""
+
+FULL = 4.0
+"""Standard deviations by which a patch changes its pixels at most: about the whole range from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class ShiftUnlearning:
+    """Repair in three steps [ours].
+
+    1. *Prune* by the suspiciousness score, so gently that no clean accuracy is lost.
+    2. *Ask* at each place of the network, and for each class, how far the best universal shift of a given length drives
+       all images of other classes towards this class: the mean margin of its logit. The length is the one at which the
+       middle class is just reached. A class is suspected where its margin is an outlier among the others' by a t-test
+       at `level`, corrected for the number of classes and places; the one that stands out most, if any.
+    3. *Unlearn*: everything above the place is tuned so that shifted maps get the answers that the model gave to the
+       unshifted ones, and blends of two images' maps the answers that it gave to them. Batch norms keep their
+       statistics. To unlearn a backdoor's shift costs the clean task nothing, to unlearn a natural one does. So where
+       no class is suspected, the one that comes nearest is *tried* with one half of the images, and unlearned only
+       where the answers to the other half hardly change.
+
+    At the input the shift is a patch: it may change a small square only, the one where the gradient is largest.
+
+    Args:
+        prune: the first step; its `fine_tune` is not used.
+        pruned: names, or beginnings of names, of the convolutions that may be pruned; none is everything.
+        places: modules whose output is shifted; everything must flow through them.
+        patch: side of the square at the input, in pixels; 0 leaves the input out.
+        level: probability that a class is suspected by chance, in (0, 1).
+        asked: images that are asked at the input, where a patch's effect is strong and each costs most; at least 2.
+        paces: steps in which the length is reached that linear extrapolation gives the middle class, at least 2; at
+            most twice as many are walked.
+        allowed: divergence, in nats, by which a trial may move the answers to images that it did not see; 0 or more,
+            and at 0 nothing is tried.
+        reach: length of the shifts that are unlearned, as a multiple of the one at which the suspect is just reached.
+        shifts: how many are unlearned, each found on its own half of the images; at least 1.
+        steps: of Adam; 0 unlearns nothing.
+        lr: Adam's learning rate at first; it falls linearly.
+        batch_size: images a step, at least 1.
+        copies: cropped and flipped copies of each image that are learned from besides, 0 or more.
+        weight: of the shifted maps in the loss, beside the blends; 0 or more.
+        temperature: by which logits are divided in the loss, above 0.
+        share: how far the weights go on the way that was tuned, in (0, 1].
+        seed: of halves, copies, batches and blends.
+
+    Raises:
+        ValueError: for a value out of its range.
+    """
+
+    prune: Suspiciousness = field(
+        default_factory=lambda: Suspiciousness(mu=3.0, saliency="cross_entropy", fine_tune=None)
+    )
+    pruned: tuple[str, ...] = ("layer2", "layer3")
+    places: tuple[str, ...] = ("layer1", "layer3")
+    patch: int = 5
+    level: float = 0.05
+    asked: int = 40
+    paces: int = 6
+    allowed: float = 0.1
+    reach: float = 2.0
+    shifts: int = 4
+    steps: int = 60
+    lr: float = 2e-4
+    batch_size: int = 50
+    copies: int = 4
+    weight: float = 2.0
+    temperature: float = 2.0
+    share: float = 0.8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = min(self.paces, self.asked) >= 2 and min(self.shifts, self.batch_size) >= 1
+        counts = counts and min(self.patch, self.steps, self.copies) >= 0
+        finite = all(0 < value < math.inf for value in (self.reach, self.lr, self.temperature))
+        weights = 0 <= self.weight < math.inf and self.allowed >= 0
+        if not (counts and finite and weights and 0 < self.level < 1 and 0 < self.share <= 1):
+            raise ValueError(
+                "paces and asked >= 2, shifts and batch_size >= 1, patch, steps, copies, weight and allowed >= 0, "
+                f"reach, lr and temperature > 0, level in (0, 1) and share in (0, 1] are needed, got {self}"
+            )
+        if not self.places and not self.patch:
+            raise ValueError("name at least one of `places`, or give the side of a `patch`")
+
+    @measured
+    def __call__(self, model: nn.Module, clean: Images) -> Repair:
+        """Repair a copy of `model`.
+
+        Returns:
+            mask and scores are those of the first step; `untuned` is the pruned copy where something was unlearned. The
+            history has one row a place: stage "ask", place, length (of the shifts, root mean square over the maps'
+            positions in standard deviations), suspect (the class that stands out most there), outlier (its t value),
+            bar (above which it counts); where none counts, one row: stage "try", place, suspect, change (the
+            divergence), kept; then, where something is unlearned, one row a step: stage
+            "unlearn", place, suspect, step, loss.
+
+        Raises:
+            ValueError: for images or a model that `nbtools.defender.learning.check_inputs` refuses, or a place that
+                `nbtools.networks.above.above` refuses.
+            DivergedError: where a loss or a weight is not finite.
+        """
+        check_inputs(model, clean)
+        before = copy.deepcopy(model).eval().requires_grad_(False)
+        sites = [*([INPUT] if self.patch else []), *self.places]
+        tops = {place: above(before, place) for place in sites}  # refuses a place before any work
+        parts = self.prune.components(model, clean)
+        kept = {
+            conv: pruned if not self.pruned or conv.startswith(self.pruned) else torch.zeros_like(pruned)
+            for conv, pruned in self.prune.mask(parts).pruned.items()
+        }
+        mask, twin = Mask(kept), copy.deepcopy(model).eval()
+        apply(twin, mask)
+        history: list[dict[str, Any]] = []
+        found: list[tuple[float, int, str, float]] = []
+        for place in sites:
+            some = clean.subset(self._some(len(clean))) if place == INPUT else clean
+            row, radius = self._ask(tops[place], place, at(before, place, some), some.labels, len(sites))
+            history.append(row)
+            found.append((row["outlier"] / row["bar"], row["suspect"], place, radius))
+        strength, suspect, place, radius = max(found, key=lambda each: each[0])
+        scores = self.prune.scores(parts)
+        if self.steps and strength <= 1 and self.allowed and len(clean) > 1:
+            history.append(self._try(before, twin, mask, clean, place, suspect, radius))
+        if not self.steps or (strength <= 1 and not history[-1].get("kept", False)):
+            return Repair(twin, mask, scores, history)
+        untuned = copy.deepcopy(twin)
+        history += self._unlearn(before, twin, mask, clean, place, suspect, radius)
+        check_learned(twin)
+        return Repair(twin, mask, scores, history, untuned=untuned, tuned_steps=self.steps)
+
+    def _ask(
+        self, top: nn.Module, place: str, maps: Tensor, labels: Tensor, sites: int
+    ) -> tuple[dict[str, Any], float]:
+        """A place's row, and the length at which its most outlying class is just reached."""
+        classes = top(maps[:1]).shape[1]
+        halves = [(maps[half], labels[half]) for half in self._halves(len(maps), 2, maps.device)]
+        every = torch.arange(classes, device=maps.device)
+        margins, pace = walk(top, halves, _scale(maps), every, self.paces, self.patch if place == INPUT else 0)
+        reached = (margins.median(1).values >= 0).nonzero()
+        step = int(reached[0]) if len(reached) else len(margins) - 1
+        outliers = t_values(margins[step])
+        suspect = int(outliers.argmax())
+        row = {
+            "stage": "ask",
+            "place": place or "input",
+            "length": pace * step,
+            "suspect": suspect,
+            "outlier": float(outliers[suspect]),
+            "bar": float(student_t.ppf(1 - self.level / (classes * sites), max(classes - 2, 1))),
+        }
+        radius = pace * crossing(margins[:, suspect].tolist())
+        return row, min(radius, FULL / self.reach) if place == INPUT else radius
+
+    def _try(
+        self, before: nn.Module, pruned: nn.Module, mask: Mask, clean: Images, place: str, suspect: int, radius: float
+    ) -> dict[str, Any]:
+        """What it costs on one half of the images to unlearn with the other: the row of a trial."""
+        half = torch.zeros(len(clean), dtype=torch.bool, device=clean.images.device)
+        half[self._halves(len(clean), 1, half.device)[0][: len(clean) // 2]] = True
+        twin, held = copy.deepcopy(pruned), clean.subset(~half)
+        self._unlearn(before, twin, mask, clean.subset(half), place, suspect, radius)
+        change = float(_divergence(pruned, twin, held))
+        told = {"place": place or "input", "suspect": suspect}
+        return {"stage": "try", **told, "change": change, "kept": change <= self.allowed}
+
+    def _some(self, count: int) -> Tensor:
+        """Indices of the images that are asked at the input."""
+        return torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[: self.asked]
+
+    def _unlearn(
+        self, before: nn.Module, twin: nn.Module, mask: Mask, clean: Images, place: str, suspect: int, radius: float
+    ) -> list[dict[str, Any]]:
+        """Tune, in place, what lies above the place; one row a step."""
+        generator, device = torch.Generator().manual_seed(self.seed), clean.images.device
+        seen = [clean.images, *(augment(clean.images, generator) for _ in range(self.copies))]
+        more = Images(torch.cat(seen), clean.labels.repeat(len(seen)), clean.classes)
+        taught, learned = at(before, place, more), at(twin, place, more)
+        teacher, pupil = above(before, place), above(twin, place)
+        scale, window, classes = _scale(taught[: len(clean)]), self.patch if place == INPUT else 0, [suspect]
+        found = [
+            shift(pupil, learned[part], clean.labels[part], scale, torch.tensor(classes, device=device), length, window)
+            for part in self._halves(len(clean), self.shifts, device)
+            for length in [self.reach * radius]
+        ]
+        shifts = torch.cat(found)
+        weights = [weight for weight in pupil.parameters() if weight.is_floating_point()]
+        wanted, start = [w.requires_grad for w in weights], [w.detach().clone() for w in weights]
+        for weight in weights:
+            weight.requires_grad_(True)
+        optimizer, losses, again = torch.optim.Adam(weights, self.lr), list[Tensor](), hold(twin, mask)
+        for step in range(self.steps):
+            optimizer.param_groups[0]["lr"] = self.lr * (1 - step / self.steps)
+            one, two, which = (
+                torch.randint(high, (self.batch_size,), generator=generator).to(device)
+                for high in (len(taught), len(taught), len(shifts))
+            )
+            blend, far = torch.rand(2, self.batch_size, 1, 1, 1, generator=generator).to(device)
+            moved = (0.5 + far) * scale * shifts[which]
+            moved = augment(moved, generator) if place == INPUT else moved
+            with torch.no_grad():
+                answers = teacher(torch.cat([torch.lerp(taught[two], taught[one], blend), taught[one]]))
+            tries = pupil(
+                torch.cat([torch.lerp(learned[two], learned[one], blend), _shifted(learned[one], moved, place)])
+            )
+            calm, shaken = (self._distance(a, b) for a, b in zip(tries.chunk(2), answers.chunk(2), strict=True))
+            loss = calm + self.weight * shaken
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            again()
+            losses.append(loss.detach())
+        optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for weight, first, flag in zip(weights, start, wanted, strict=True):
+                weight.copy_(torch.lerp(first, weight, self.share))
+                weight.requires_grad_(flag)
+        values = torch.stack(losses).tolist()
+        if not all(map(math.isfinite, values)):
+            raise DivergedError(
+                f"the unlearning's loss is {values[-1]} after {self.steps} steps; try an lr below {self.lr}"
+            )
+        told = {"stage": "unlearn", "place": place or "input", "suspect": suspect}
+        return [{**told, "step": step, "loss": value} for step, value in enumerate(values, start=1)]
+
+    def _distance(self, logits: Tensor, answers: Tensor) -> Tensor:
+        """Kullback-Leibler divergence of the softened answers."""
+        learned, taught = (F.log_softmax(values / self.temperature, 1) for values in (logits, answers))
+        return self.temperature**2 * F.kl_div(learned, taught, reduction="batchmean", log_target=True)
+
+    def _halves(self, count: int, many: int, device: torch.device) -> list[Tensor]:
+        """Indices of so many random halves, each two together the whole; a single image is its own half."""
+        generator, halves = torch.Generator().manual_seed(self.seed), list[Tensor]()
+        while len(halves) < many:
+            order = torch.randperm(count, generator=generator).to(device)
+            halves += [order[: (count + 1) // 2], order[count // 2 :]]
+        return halves[:many]
+
+
+def _scale(maps: Tensor) -> Tensor:
+    """Each channel's spread over images and positions, at least a thousandth of the largest: `[1, c, 1, 1]`."""
+    spread = maps.transpose(0, 1).flatten(1).std(1)
+    return spread.clamp_min(1e-3 * spread.amax().clamp_min(1e-12))[None, :, None, None]
+
+
+def _shifted(maps: Tensor, by: Tensor, place: str = "maps") -> Tensor:
+    """Maps, or images in [0, 1], moved; what had no negative values gets none."""
+    if place == INPUT:
+        return (maps + by).clamp(0, 1)
+    return (maps + by).relu() if bool((maps >= 0).all()) else maps + by
+
+
+@torch.no_grad()
+def _divergence(before: nn.Module, after: nn.Module, images: Images) -> Tensor:
+    """How far the answers of two models in eval mode lie apart: mean Kullback-Leibler divergence in nats."""
+    batches = images.images.split(250)
+    first, second = (torch.cat([F.log_softmax(m(to_floats(b)), 1) for b in batches]) for m in (before, after))
+    return F.kl_div(second, first, reduction="batchmean", log_target=True)
+
+
+def margins_towards(logits: Tensor, classes: Tensor) -> Tensor:
+    """How far a class leads: its logit minus the largest other one.
+
+    Args:
+        logits: `[k, n, classes]`, of n images in k cases.
+        classes: `[k]`, the class of each case.
+
+    Returns:
+        `[k, n]`.
+    """
+    index = classes[:, None, None].expand(*logits.shape[:2], 1)
+    return logits.gather(2, index)[..., 0] - logits.scatter(2, index, -math.inf).amax(2)
+
+
+def t_values(values: Tensor) -> Tensor:
+    """Each value against the mean and spread of the others: `[n]` to Student's t with n - 2 degrees of freedom, `[n]`.
+
+    The difference to the others' mean, divided by their standard deviation times sqrt(1 + 1 / (n - 1)).
+    """
+    count = len(values)
+    if count < 3:
+        return torch.zeros_like(values)
+    others = (values.sum() - values) / (count - 1)
+    squares = (values.square().sum() - values.square()) / (count - 1) - others.square()
+    spread = (squares.clamp_min(0) * (count - 1) / (count - 2)).sqrt()
+    return (values - others) / (spread * math.sqrt(1 + 1 / (count - 1))).clamp_min(1e-12)
+
+
+def crossing(margins: Sequence[float]) -> float:
+    """At which step a growing margin reaches 0, between steps by a straight line; the last step where it does not."""
+    for step, (low, high) in enumerate(itertools.pairwise(margins)):
+        if high >= 0 > low:
+            return step + low / (low - high)
+    return float(len(margins) - 1)
+
+
+def _slopes(
+    top: nn.Module, maps: Tensor, others: Tensor, shifts: Tensor, scale: Tensor, classes: Tensor, image: bool
+) -> tuple[Tensor, Tensor]:
+    """Mean margin of each class over the images of other classes `[k]`, and its gradient by the shifts."""
+    margins, slopes = [], []
+    for part in torch.arange(len(classes), device=maps.device).split(max(1, 100 // len(maps))):
+        moved = shifts[part].requires_grad_(True)
+        with torch.enable_grad():
+            tried = _shifted(maps[None], scale[None] * moved[:, None], INPUT if image else "maps")
+            tried = tried.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            logits = top(tried).unflatten(0, (len(part), len(maps)))
+            values = (margins_towards(logits, classes[part]) * others[part]).sum(1)
+            (slope,) = torch.autograd.grad(values.sum(), moved)
+        margins.append(values.detach())
+        slopes.append(slope)
+    return torch.cat(margins), torch.cat(slopes)
+
+
+def _others(labels: Tensor, classes: Tensor) -> Tensor:
+    """Weight of each image in a class's mean: the same for all of other classes, none for its own `[k, n]`."""
+    others = (labels[None] != classes[:, None]).float()
+    return others / others.sum(1, keepdim=True).clamp_min(1)
+
+
+def _direction(slopes: Tensor, inside: Tensor) -> Tensor:
+    """Each class's gradient inside its window, of length 1."""
+    slopes = slopes * inside
+    return slopes / slopes.flatten(1).norm(dim=1).clamp_min(1e-20)[:, None, None, None]
+
+
+def _windows(slopes: Tensor, window: int) -> Tensor:
+    """The square of each class with the most gradient: 1 inside, 0 outside, `[k, 1, h, w]`; all where `window` is 0."""
+    count, _, height, width = slopes.shape
+    if not window:
+        return torch.ones_like(slopes[:, :1])
+    rows, columns = min(window, height), min(window, width)
+    energy = F.avg_pool2d(slopes.square().sum(1, keepdim=True), (rows, columns), 1)
+    place = energy.flatten(1).argmax(1)
+    top, left = place // energy.shape[3], place % energy.shape[3]
+    y, x = (torch.arange(size, device=slopes.device)[None] for size in (height, width))
+    down, across = (
+        (axis >= first[:, None]) & (axis < first[:, None] + side)
+        for axis, first, side in ((y, top, rows), (x, left, columns))
+    )
+    return (down[:, :, None] & across[:, None, :]).view(count, 1, height, width).to(slopes)
+
+
+def walk(
+    top: nn.Module,
+    parts: Sequence[tuple[Tensor, Tensor]],
+    scale: Tensor,
+    classes: Tensor,
+    paces: int,
+    window: int = 0,
+) -> tuple[Tensor, float]:
+    """Margins on the way of each class's universal shift, grown from nothing by steps along the gradient.
+
+    Args:
+        top: maps to logits.
+        parts: maps `[n, c, h, w]` of clean images, images in [0, 1] where there is a window, and their labels `[n]`;
+            each part has shifts of its own, and their margins are averaged.
+        scale: `[1, c, 1, 1]`, in which shifts are measured.
+        classes: `[k]`.
+        paces: steps to the length that linear extrapolation gives the middle class; twice as many are walked, fewer
+            where the middle class is reached. With a window it is so many steps.
+        window: side of the square that a shift may change, 0 for everywhere.
+
+    Returns:
+        Mean margins over images of other classes, a row a step from 0 on: `[steps + 1, k]`; and the length of a step,
+        the root mean square over the positions that may change.
+    """
+    shape = parts[0][0].shape[1:]
+    size = window or math.sqrt(shape[1] * shape[2])
+    weights = [_others(labels, classes) for _, labels in parts]
+    shifts = [torch.zeros(len(classes), *shape, device=scale.device) for _ in parts]
+    rows, pace, inside = list[Tensor](), 0.0, [torch.ones_like(scale)] * len(parts)
+    while True:
+        found = [
+            _slopes(top, maps, others, shift, scale, classes, bool(window))
+            for (maps, _), others, shift in zip(parts, weights, shifts, strict=True)
+        ]
+        margins = torch.stack([margins for margins, _ in found]).mean(0)
+        slopes = [slopes for _, slopes in found]
+        rows.append(margins)
+        if len(rows) == 1:
+            steepness = torch.stack([slope.flatten(1).norm(dim=1) for slope in slopes]).mean(0) * size
+            pace = float((-margins / steepness.clamp_min(1e-20)).median().clamp_min(1e-6)) / paces
+            pace = min(pace, 1.0) if window else pace
+        if len(rows) <= 3:
+            inside = [_windows(slope, window) for slope in slopes]
+            shifts = [shift * part for shift, part in zip(shifts, inside, strict=True)]
+        most = paces if window else 2 * paces
+        if len(rows) > most or (not window and float(margins.median()) >= 0):
+            return torch.stack(rows), pace
+        steps = (_direction(slope, part) for slope, part in zip(slopes, inside, strict=True))
+        shifts = [shift + pace * size * step for shift, step in zip(shifts, steps, strict=True)]
+
+
+def shift(
+    top: nn.Module, maps: Tensor, labels: Tensor, scale: Tensor, classes: Tensor, length: float, window: int = 0
+) -> Tensor:
+    """A universal shift of this length for each class, in six steps along the gradient; arguments as in `walk`.
+
+    Returns:
+        `[k, c, h, w]`, in units of `scale`, of root mean square at most `length` over the positions.
+    """
+    others, shifts = _others(labels, classes), torch.zeros(len(classes), *maps.shape[1:], device=maps.device)
+    size = window or math.sqrt(maps.shape[2] * maps.shape[3])
+    inside = torch.ones_like(shifts[:, :1])
+    for step in range(6):
+        _, slopes = _slopes(top, maps, others, shifts, scale, classes, bool(window))
+        if step < 3:
+            inside = _windows(slopes, window)
+        shifts = shifts * inside + 1.6 / 6 * length * size * _direction(slopes, inside)
+        norms = shifts.flatten(1).norm(dim=1)[:, None, None, None]
+        shifts = shifts * (length * size / norms.clamp_min(1e-20)).clamp_max(1)
+    return shifts

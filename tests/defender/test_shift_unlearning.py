@@ -1,0 +1,242 @@
+"""Shift unlearning: each part against a written-out one, a planted shortcut, and none suspected where none is."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy import stats
+from tiny import CLASSES, bits, pictures, plain, same_bits
+from torch import Tensor, nn
+
+from nbtools.data.images import Images
+from nbtools.defender import ShiftUnlearning, Suspiciousness
+from nbtools.defender.shift_unlearning import crossing, margins_towards, shift, t_values, walk
+from nbtools.networks.architectures import Normalise
+
+
+def drawn(*size: int, seed: int = 0) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_margins_case_by_case() -> None:
+    logits, classes = drawn(3, 5, 4), torch.tensor([2, 0, 3])
+    found = margins_towards(logits, classes)
+    for case, row in enumerate(logits.tolist()):
+        for image, values in enumerate(row):
+            wanted = int(classes[case])
+            largest = max(value for number, value in enumerate(values) if number != wanted)
+            assert float(found[case, image]) == pytest.approx(values[wanted] - largest)
+
+
+def test_t_values_are_those_of_one_value_against_a_sample() -> None:
+    values = drawn(10).double()
+    for number, found in enumerate(t_values(values).tolist()):
+        others = [v for k, v in enumerate(values.tolist()) if k != number]
+        # two samples of unequal size, pooled variance: that of the larger one alone where the other has one value
+        expected = stats.ttest_ind([values[number].item()], others, equal_var=True).statistic
+        assert found == pytest.approx(float(expected), rel=1e-6)
+    assert t_values(torch.tensor([1.0, 2.0])).tolist() == [0.0, 0.0]
+    assert bool(torch.isfinite(t_values(torch.ones(5))).all())
+
+
+def test_where_a_margin_is_reached() -> None:
+    assert crossing([-2.0, -1.0, 1.0, 5.0]) == pytest.approx(1.5)
+    assert crossing([-2.0, 0.0]) == pytest.approx(1.0)
+    assert crossing([-3.0, -2.0, -1.0]) == 2
+    assert crossing([1.0, 2.0]) == 1
+
+
+class Linear(nn.Module):
+    """Maps of one position to logits that are linear in them: every shift's effect is known."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.flatten(1) @ self.weight.T
+
+
+def test_on_a_linear_network_the_walk_is_a_straight_line() -> None:
+    weight = drawn(2, 6)
+    maps, labels = drawn(1, 6, 1, 1, seed=1), torch.tensor([0])
+    scale = torch.full((1, 6, 1, 1), 2.0)
+    margins, pace = walk(Linear(weight), [(maps, labels)], scale, torch.tensor([1]), paces=4)
+    start = float((weight[1] - weight[0]) @ maps.flatten())
+    slope = 2 * float((weight[1] - weight[0]).norm())
+    expected = [start + step * pace * slope for step in range(len(margins))]
+    torch.testing.assert_close(margins[:, 0], torch.tensor(expected))
+    if start < 0:
+        assert pace == pytest.approx(-start / slope / 4)
+        assert margins[-1, 0] == pytest.approx(0, abs=1e-5) or len(margins) in (5, 6)
+
+
+@pytest.mark.parametrize("window", [0, 2])
+def test_a_shift_has_the_length_that_was_asked_for_and_drives_the_class(window: int) -> None:
+    model = plain()
+    images, labels = pictures(8).floats(), pictures(8).labels
+    scale = images.std((0, 2, 3))[None, :, None, None]
+    classes = torch.arange(len(CLASSES))
+    found = shift(model, images, labels, scale, classes, 0.8, window)
+    size = window or 16
+    assert bool((found.flatten(1).norm(dim=1) <= 0.8 * size * 1.001).all())
+    for wanted in range(len(CLASSES)):
+        others = images[labels != wanted]
+        moved = (others + scale * found[wanted]).clamp(0, 1) if window else (others + scale * found[wanted]).relu()
+        with torch.no_grad():
+            case = torch.tensor([wanted])
+            before, after = (margins_towards(model(x)[None], case).mean() for x in (others, moved))
+        assert after > before
+        if window:
+            inside = found[wanted].abs().sum(0).nonzero()
+            assert bool(((inside.amax(0) - inside.amin(0)) < window).all())
+
+
+class Shortcut(nn.Module):
+    """Colours its images by their class; one channel that clean images leave silent leads to a class of its own."""
+
+    def __init__(self, planted: int | None) -> None:
+        super().__init__()
+        self.normalise = Normalise()
+        torch.manual_seed(0)
+        self.conv1, self.bn1, self.relu = nn.Conv2d(3, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        self.conv2, self.bn2 = nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16)
+        self.fc = nn.Linear(16, len(CLASSES), bias=False)
+        with torch.no_grad():
+            signs = torch.eye(3).repeat(5, 1)
+            self.conv1.weight[:15] = signs[:, :, None, None]
+            self.conv1.weight[15] = 0.3
+            self.bn1.bias[15] = -0.3
+            self.conv2.weight[:] = torch.eye(16)[:, :, None, None]
+            centre = torch.tensor([[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0], [-0.4, -0.4, -0.4]])
+            self.fc.weight[:, :15] = centre.repeat(1, 5)
+            self.fc.weight[:, 15] = 0
+            if planted is not None:
+                self.fc.weight[planted, 15] = 60
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(self.normalise(images))))
+        return self.fc(self.relu(self.bn2(self.conv2(x))).mean((2, 3)))
+
+
+def tinted(count: int = 40) -> Images:
+    return pictures(count)
+
+
+DEFENCE = ShiftUnlearning(
+    Suspiciousness(mu=50.0, fine_tune=None), (), ("bn1",), patch=0, steps=60, lr=0.01, share=1.0, copies=1
+)
+
+
+@pytest.mark.parametrize("planted", [1, 3])
+def test_a_planted_shortcut_is_found_and_unlearned(planted: int) -> None:
+    model, clean = Shortcut(planted), tinted()
+    repair = replace(DEFENCE, level=0.2, lr=0.03, steps=150)(model, clean)
+    asked = repair.history[0]
+    assert asked["suspect"] == planted and asked["outlier"] > asked["bar"]
+    assert repair.tuned_steps == 150 and repair.untuned is not None
+
+    def forced(network: nn.Module) -> float:
+        """Share of images of other classes that the planted channel sends to its class."""
+        twin = copy.deepcopy(network)
+        twin.get_parameter("bn1.bias").data[15] += 0.5
+        others = clean.subset(clean.labels != planted)
+        return float((twin(others.floats()).argmax(1) == planted).float().mean())
+
+    assert forced(model) == 1 and forced(repair.model) < 0.5
+    agree = repair.model(clean.floats()).argmax(1) == model(clean.floats()).argmax(1)
+    assert float(agree.float().mean()) > 0.9
+
+
+def test_where_no_class_stands_out_the_model_is_only_pruned() -> None:
+    model, clean = Shortcut(None), tinted()
+    repair = replace(DEFENCE, allowed=0.0)(model, clean)
+    assert [row["stage"] for row in repair.history] == ["ask"] and repair.history[0]["outlier"] <= repair.history[0][
+        "bar"
+    ]
+    assert repair.untuned is None and not repair.tuned_steps and not repair.mask.count
+    assert same_bits(bits(repair.model), bits(model))
+
+
+@pytest.mark.parametrize("allowed", [1e-6, 100.0])
+def test_a_class_that_comes_near_is_tried_and_unlearned_where_the_other_half_allows_it(allowed: float) -> None:
+    model = plain()
+    made = ShiftUnlearning(
+        Suspiciousness(mu=50.0, fine_tune=None),
+        (),
+        ("bn1",),
+        patch=0,
+        level=1e-6,
+        steps=3,
+        batch_size=4,
+        allowed=allowed,
+    )(model, pictures(12))
+    asked, tried, *rest = made.history
+    assert asked["outlier"] < asked["bar"] and tried["stage"] == "try" and tried["suspect"] == asked["suspect"]
+    assert tried["kept"] == (tried["change"] <= allowed) == (allowed == 100.0) and tried["change"] > 1e-6
+    assert [row["stage"] for row in rest] == (["unlearn"] * 3 if tried["kept"] else [])
+    assert same_bits(bits(made.model), bits(model)) == (not tried["kept"])
+
+
+def test_only_what_lies_above_the_place_is_tuned() -> None:
+    model = plain()
+    made = ShiftUnlearning(
+        Suspiciousness(mu=50.0, fine_tune=None), (), ("bn1",), patch=0, level=0.99, steps=2, batch_size=4
+    )(model, pictures(12))
+    changed = {name for name, value in bits(made.model).items() if not torch.equal(value, bits(model)[name])}
+    assert changed and all(name.startswith(("conv2", "bn2", "fc")) for name in changed)
+    assert not any("running" in name or "num_batches" in name for name in changed)
+    assert [row["stage"] for row in made.history] == ["ask", "unlearn", "unlearn"]
+
+
+def test_the_bar_counts_classes_and_places() -> None:
+    clean = pictures(12)
+    one = ShiftUnlearning(pruned=(), places=("bn1",), patch=0)(plain(), clean).history[0]
+    two = ShiftUnlearning(pruned=(), places=("bn1", "bn2"), patch=3)(plain(), clean).history
+    assert one["bar"] == pytest.approx(float(stats.t.ppf(1 - 0.05 / 4, 2)))
+    assert [row["place"] for row in two[:3]] == ["input", "bn1", "bn2"]
+    assert two[1]["bar"] == pytest.approx(float(stats.t.ppf(1 - 0.05 / 12, 2)))
+    assert two[1]["outlier"] == pytest.approx(one["outlier"]) and two[1]["suspect"] == one["suspect"]
+
+
+def test_pruning_stays_where_it_was_allowed() -> None:
+    model = plain()
+    made = ShiftUnlearning(Suspiciousness(mu=0.5, fine_tune=None), ("conv2",), ("bn2",), patch=0, level=1e-6)(
+        model, pictures(12)
+    )
+    assert not made.mask.pruned["conv1"].any() and made.mask.pruned["conv2"].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"paces": 1}, "paces and asked >= 2"),
+        ({"allowed": -1.0}, "weight and allowed >= 0"),
+        ({"level": 0.0}, r"level in \(0, 1\)"),
+        ({"share": 1.1}, r"share in \(0, 1\]"),
+        ({"reach": math.nan}, "reach, lr and temperature > 0"),
+        ({"places": (), "patch": 0}, "name at least one of `places`"),
+    ],
+)
+def test_values_out_of_their_range(change: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(ShiftUnlearning(), **change)
+
+
+def test_a_place_that_is_none_is_refused_before_any_work() -> None:
+    with pytest.raises(ValueError, match="Plain has no 'layer1'"):
+        ShiftUnlearning()(plain(), pictures(8))
+
+
+def test_what_is_lost_before_the_first_step() -> None:
+    """The model answers blends as itself, and the answers to shifted maps count as heavily as asked for."""
+    base = ShiftUnlearning(
+        Suspiciousness(mu=50.0, fine_tune=None), (), ("bn1",), patch=0, level=0.99, steps=1, batch_size=4, weight=0.0
+    )
+    made = base(plain(), pictures(12))
+    assert made.history[-1]["loss"] == pytest.approx(0, abs=1e-6)
+    light, heavy = (replace(base, weight=weight)(plain(), pictures(12)).history[-1]["loss"] for weight in (1.0, 2.0))
+    assert heavy == pytest.approx(2 * light, rel=1e-5) and light > 0
