@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -170,9 +170,30 @@ def make_card(
         "start": job.start.record,
         "accuracy": compared(before, after),
         "detector": looked,
-        "warnings": list(dict.fromkeys([*job.start.warnings, *found, *job.doubts])),
+        "warnings": list(
+            dict.fromkeys([*job.start.warnings, *suspected(repair.history, job.held.classes), *found, *job.doubts])
+        ),
         "notes": job.notes,
         "versions": versions(),
         "hardware": hardware(job.held.images.device),
     }
     return {**card, "verdict": verdict(card)}
+
+
+def suspected(history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[str]:
+    """What a defence that asks for a suspicious class found, in a sentence; nothing where it found none.
+
+    Args:
+        history: see `nbtools.defender.ShiftUnlearning`.
+        classes: their names.
+    """
+    asked = [row for row in history if row.get("stage") == "ask"]
+    unlearned = [row for row in history if row.get("stage") == "unlearn"]
+    if not unlearned:
+        return []
+    place, name = unlearned[0]["place"], classes[unlearned[0]["suspect"]]
+    sure = any(row["place"] == place and row["outlier"] > row["bar"] for row in asked)
+    how = "stood out" if sure else "came nearest to standing out, and unlearning it hardly moved other answers"
+    return [
+        f"The class {name} {how}: one shift at {place} sends other images to it too easily. The shift was unlearned."
+    ]

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 10 · Comparison
 #
-# At the end of this notebook ten defences have met the same models, with the same clean images, under the same rules,
+# At the end of this notebook all defences have met the same models, with the same clean images, under the same rules,
 # and you know what each left of the attack, what it cost, and how much of a published number can come from *who chose
 # the threshold*.
 #
@@ -68,7 +68,7 @@ models.append(run.clean_model(attacks[0], target))
 pd.DataFrame({model.name: model.before.row() for model in models}).T.round(1)
 
 # %% [markdown]
-# Profile `laptop` takes narrow networks here (`Profile.narrowed`): half a dozen models under ten defences at width 32
+# Profile `laptop` takes narrow networks here (`Profile.narrowed`): half a dozen models under all defences at width 32
 # would keep a laptop busy for days. The last model is clean; its ASR is what the trigger does where nobody planted it.
 # A model whose ASR is below 50 % did not learn its backdoor; nothing can be said about its removal, and the means below
 # leave it out.
@@ -237,7 +237,7 @@ plots.show(figure, "ACC lost against ASR left: large marks are each defence's me
 # %% [markdown]
 # ## 4. The price in seconds and memory
 #
-# The suspiciousness paper says that its defence is about three times as fast as its rivals. Here are all ten, on one
+# The suspiciousness paper says that its defence is about three times as fast as its rivals. Here are all, on one
 # model, with the same clean images.
 #
 # > **Predict first.** Which is the slowest, and why? (Count the passes: one over the images, one a filter, or two
@@ -488,6 +488,8 @@ checks.same(needed, 25, "one of n held-back images weighs 100 / n points; how ma
 # - Our own default, suspiciousness, was developed while looking at ASR on models of this kind, and its `mu` settled on
 #   these very ones (`data/README.md` says how), so its rows are not as blind as the others'. The fairer tests are
 #   second and third trainings, which took no part: [notebook 12](12_mu.ipynb).
+# - The four newer rivals of [notebook 09](09_baselines.ipynb) and our *shift unlearning* joined the line-up after the
+#   committed page had run. Your own run has their rows; `data/README.md` has ours, at full width too.
 #
 # **For the reading group**
 # 1. Which row would you trust on a model of unknown origin: the lowest mean ASR, the lowest worst ASR, or the least ACC

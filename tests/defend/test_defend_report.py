@@ -98,3 +98,22 @@ def card(pruned: int, changed: int, steps: int) -> dict[str, Any]:
 )
 def test_the_verdict_says_what_was_done(pruned: int, changed: int, steps: int, said: str) -> None:
     assert said in verdict(card(pruned, changed, steps))[0]
+
+
+def test_a_suspected_class_is_named() -> None:
+    from nbtools.defend.card import suspected
+
+    asked = [
+        {"stage": "ask", "place": place, "suspect": 1, "outlier": outlier, "bar": 4.0}
+        for place, outlier in (("input", 3.0), ("layer1", 9.0))
+    ]
+    classes = ("plane", "car")
+    assert suspected([], classes) == suspected(asked, classes) == suspected([{"epoch": 1}], classes) == []
+    (sure,) = suspected([*asked, {"stage": "unlearn", "place": "layer1", "suspect": 1, "step": 1}], classes)
+    assert sure == (
+        "The class car stood out: one shift at layer1 sends other images to it too easily. The shift was unlearned."
+    )
+    (unsure,) = suspected([*asked, {"stage": "unlearn", "place": "input", "suspect": 0, "step": 1}], classes)
+    assert unsure.startswith(
+        "The class plane came nearest to standing out, and unlearning it hardly moved other answers"
+    )

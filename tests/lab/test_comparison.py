@@ -95,6 +95,7 @@ def test_every_paper_is_in_the_line_up_with_its_amount() -> None:
     amounts = {name: entry.per_class for name, entry in contenders().items()}
     assert amounts == {
         "suspiciousness": 10,
+        "shift unlearning": 10,
         "CLP": 0,
         "FMP": 500,
         "MNP": 50,
@@ -102,6 +103,10 @@ def test_every_paper_is_in_the_line_up_with_its_amount() -> None:
         "ANP": 50,
         "AWM": 50,
         "NAD": 250,
+        "D3": 250,
+        "LMR": 50,
+        "FT-SAM": 250,
+        "NFT": 50,
         "fine-pruning": 250,
         "fine-tuning": 250,
     }

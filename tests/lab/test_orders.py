@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nbtools.lab import trained
+from nbtools.lab import ready, trained
 from nbtools.lab.experiments import start
 from nbtools.lab.orders import orders, train
 from nbtools.lab.zoo import zoo
@@ -70,13 +70,19 @@ def test_what_is_trained_ahead_is_what_a_notebook_asks_for(tmp_path: Path, monke
     monkeypatch.setenv("NBTOOLS_CACHE", str(tmp_path))
     monkeypatch.setitem(PROFILES, "quick", replace(PROFILES["quick"], train=64, reserved=40, test=40))
     asked = [ORDER | {"attack": "none"}, ORDER | {"attack": "blended", "poison_rate": 0.25, "target": 1}]
-    ready = [train(order) or ("", 0.0) for order in asked]
-    assert [name for name, _ in ready] == ["clean", "blended 25 %, to 1"] and min(seconds for _, seconds in ready) > 0
+    trainings = [train(order) or ("", 0.0) for order in asked]
+    assert [name for name, _ in trainings] == ["clean", "blended 25 %, to 1"]
+    assert min(seconds for _, seconds in trainings) > 0
     monkeypatch.setattr(trained, "train", lambda *_: pytest.fail("it was trained ahead"))
     run = start(quiet=True, device="cpu", **ORDER)
     assert run.model("blended", 0.25, 1).card["history"] and run.clean_model().card["history"]
     time.sleep(1.01)  # a card's time of birth is in whole seconds
     assert [train(order) for order in asked] == [None, None], "found, and nothing to say"
+    for number, model in enumerate((run.clean_model(), run.model("blended", 0.25, 1))):
+        ready.write(tmp_path / "ready" / f"{number}.safetensors", model.model.state_dict(), model.card)
+    monkeypatch.setenv("NBTOOLS_CACHE", str(tmp_path / "another"))
+    monkeypatch.setenv("NBTOOLS_MODELS", str(tmp_path / "ready"))
+    assert [train(order) for order in asked] == [None, None], "it lay ready: nothing was trained"
 
 
 def test_lanes_leave_every_training_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from nbtools.__main__ import main
+from nbtools.__main__ import _settle_folders, main
 from nbtools.series import notebooks, stamp
 from nbtools.series.run import known_seconds, new_folder, time_left
 from nbtools.settings import package_version
@@ -126,6 +126,7 @@ REFUSALS = {
     ),
     "given twice": (["-p", "mu", "1", "-p", "mu", "2"], "The parameter mu is given twice."),
     "profile as parameter": (["-p", "profile", "laptop"], "The profile is set by --profile, not by -p profile."),
+    "no such folder of models": (["--models", "nowhere"], "Directory 'nowhere' does not exist."),
     "no such data folder": (["--data", "nowhere"], "Directory 'nowhere' does not exist."),
     "a value is missing": (["-p", "mu"], "Option '-p' requires 2 arguments."),
 }
@@ -370,6 +371,16 @@ def test_times() -> None:
     ]
     assert time_left([], [3.0]) == ""
     assert time_left([10.0, None], [2.0, 4.0]) == "about 13.0 s left"
+
+
+def test_folders_are_whole_for_kernels_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("NBTOOLS_DATA", "d"), ("NBTOOLS_MODELS", "m"), ("NBTOOLS_CACHE", "c")):
+        monkeypatch.setenv(name, value)
+    _settle_folders(None, Path("given"))
+    assert [os.environ[f"NBTOOLS_{name}"] for name in ("DATA", "MODELS", "CACHE")] == [
+        str(tmp_path / name) for name in ("d", "given", "c")
+    ]
 
 
 def test_two_runs_of_one_second_have_two_folders(tmp_path: Path) -> None:
