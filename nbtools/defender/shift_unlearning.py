@@ -31,6 +31,26 @@ FULL = 4.0
 """Standard deviations by which a patch changes its pixels at most: about the whole range from 0 to 1."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What a place answered: its row, on which images, margins `[steps + 1, classes]` a pace apart, longest radius."""
+
+    row: dict[str, Any]
+    place: str
+    images: Images
+    margins: Tensor
+    pace: float
+    longest: float
+
+    @property
+    def suspect(self) -> int:
+        return self.row["suspect"]
+
+    def radius(self, wanted: int) -> float:
+        """The length at which a class is just reached, or the length that was walked."""
+        return min(self.pace * crossing(self.margins[:, wanted].tolist()), self.longest)
+
+
 @dataclass(frozen=True)
 class ShiftUnlearning:
     """Repair in three steps [ours].
@@ -40,11 +60,12 @@ class ShiftUnlearning:
        all images of other classes towards this class: the mean margin of its logit. The length is the one at which the
        middle class is just reached. A class is suspected where its margin is an outlier among the others' by a t-test
        at `level`, corrected for the number of classes and places; the one that stands out most, if any.
-    3. *Unlearn*: everything above the place is tuned so that shifted maps get the answers that the model gave to the
+    3. *Unlearn*: everything above a place is tuned so that shifted maps get the answers that the model gave to the
        unshifted ones, and blends of two images' maps the answers that it gave to them. Batch norms keep their
-       statistics. To unlearn a backdoor's shift costs the clean task nothing, to unlearn a natural one does. So where
-       no class is suspected, the one that comes nearest is *tried* with one half of the images, and unlearned only
-       where the answers to the other half hardly change.
+       statistics. To unlearn a backdoor's shift costs the clean task nothing, to unlearn a natural one does; so it is
+       *tried* first with one half of the images, at the place that gave the class away and at the last one, and done
+       where the answers to the other half change least. Where no class is suspected, the one that comes nearest is
+       tried, and unlearned only if those answers hardly change at all.
 
     At the input the shift is a patch: it may change a small square only, the one where the gradient is largest.
 
@@ -116,9 +137,9 @@ class ShiftUnlearning:
             mask and scores are those of the first step; `untuned` is the pruned copy where something was unlearned. The
             history has one row a place: stage "ask", place, length (of the shifts, root mean square over the maps'
             positions in standard deviations), suspect (the class that stands out most there), outlier (its t value),
-            bar (above which it counts); where none counts, one row: stage "try", place, suspect, change (the
-            divergence), kept; then, where something is unlearned, one row a step: stage
-            "unlearn", place, suspect, step, loss.
+            bar (above which it counts); then one row a trial: stage "try", place, suspect, change (the divergence
+            in nats), kept; then, where something is unlearned, one row a step: stage "unlearn", place, suspect, step,
+            loss.
 
         Raises:
             ValueError: for images or a model that `nbtools.defender.learning.check_inputs` refuses, or a place that
@@ -138,46 +159,47 @@ class ShiftUnlearning:
         }
         mask, twin = Mask(kept), copy.deepcopy(model).eval()
         apply(twin, mask)
-        history: list[dict[str, Any]] = []
-        found: list[tuple[float, int, str, float]] = []
+        found: dict[str, _Asked] = {}
         for place in sites:
             some = clean.subset(self._some(len(clean))) if place == INPUT else clean
-            row, radius = self._ask(tops[place], place, at(before, place, some), some.labels, len(sites))
-            history.append(row)
-            found.append((row["outlier"] / row["bar"], row["suspect"], place, radius))
-        strength, suspect, place, radius = max(found, key=lambda each: each[0])
+            found[place] = self._ask(tops[place], place, at(before, place, some), some, len(sites))
+        history = [asked.row for asked in found.values()]
+        place = max(sites, key=lambda site: found[site].row["outlier"] / found[site].row["bar"])
+        suspect, sure = found[place].suspect, found[place].row["outlier"] > found[place].row["bar"]
         scores = self.prune.scores(parts)
-        if self.steps and strength <= 1 and self.allowed and len(clean) > 1:
-            history.append(self._try(before, twin, mask, clean, place, suspect, radius))
-        if not self.steps or (strength <= 1 and not history[-1].get("kept", False)):
+        if not self.steps or len(clean) < 2 or not (sure or self.allowed):
             return Repair(twin, mask, scores, history)
+        if not sure or place != sites[-1]:
+            for site in dict.fromkeys([place, sites[-1]] if sure else [place]):
+                history.append(self._try(before, twin, mask, clean, site, suspect, found[site].radius(suspect)))
+            cheapest = min(history[len(sites) :], key=lambda row: row["change"])
+            if not sure and cheapest["change"] > self.allowed:
+                return Repair(twin, mask, scores, history)
+            cheapest["kept"] = True
+            place = INPUT if cheapest["place"] == "input" else cheapest["place"]
         untuned = copy.deepcopy(twin)
-        history += self._unlearn(before, twin, mask, clean, place, suspect, radius)
+        history += self._unlearn(before, twin, mask, clean, place, suspect, found[place].radius(suspect))
         check_learned(twin)
         return Repair(twin, mask, scores, history, untuned=untuned, tuned_steps=self.steps)
 
-    def _ask(
-        self, top: nn.Module, place: str, maps: Tensor, labels: Tensor, sites: int
-    ) -> tuple[dict[str, Any], float]:
-        """A place's row, and the length at which its most outlying class is just reached."""
+    def _ask(self, top: nn.Module, place: str, maps: Tensor, images: Images, sites: int) -> _Asked:
+        """Walk the shifts of all classes at a place."""
         classes = top(maps[:1]).shape[1]
-        halves = [(maps[half], labels[half]) for half in self._halves(len(maps), 2, maps.device)]
-        every = torch.arange(classes, device=maps.device)
-        margins, pace = walk(top, halves, spread(maps), every, self.paces, self.patch if place == INPUT else 0)
+        every, window = torch.arange(classes, device=maps.device), self.patch if place == INPUT else 0
+        halves = [(maps[half], images.labels[half]) for half in self._halves(len(maps), 2, maps.device)]
+        margins, pace = walk(top, halves, spread(maps), every, self.paces, window)
         reached = (margins.median(1).values >= 0).nonzero()
         step = int(reached[0]) if len(reached) else len(margins) - 1
         outliers = t_values(margins[step])
-        suspect = int(outliers.argmax())
         row = {
             "stage": "ask",
             "place": place or "input",
             "length": pace * step,
-            "suspect": suspect,
-            "outlier": float(outliers[suspect]),
+            "suspect": int(outliers.argmax()),
+            "outlier": float(outliers.max()),
             "bar": float(student_t.ppf(1 - self.level / (classes * sites), max(classes - 2, 1))),
         }
-        radius = pace * crossing(margins[:, suspect].tolist())
-        return row, min(radius, FULL / self.reach) if place == INPUT else radius
+        return _Asked(row, place, images, margins[: step + 1], pace, FULL / self.reach if window else math.inf)
 
     def _try(
         self, before: nn.Module, pruned: nn.Module, mask: Mask, clean: Images, place: str, suspect: int, radius: float
@@ -189,7 +211,7 @@ class ShiftUnlearning:
         self._unlearn(before, twin, mask, clean.subset(half), place, suspect, radius)
         change = float(_divergence(pruned, twin, held))
         told = {"place": place or "input", "suspect": suspect}
-        return {"stage": "try", **told, "change": change, "kept": change <= self.allowed}
+        return {"stage": "try", **told, "change": change if math.isfinite(change) else math.inf, "kept": False}
 
     def _some(self, count: int) -> Tensor:
         """Indices of the images that are asked at the input."""

@@ -157,8 +157,8 @@ def walk(
         most = paces if window else 2 * paces
         if len(rows) > most or (not window and float(margins.median()) >= 0):
             return torch.stack(rows), pace
-        steps = (_direction(slope, part) for slope, part in zip(slopes, inside, strict=True))
-        shifts = [shift + pace * size * step for shift, step in zip(shifts, steps, strict=True)]
+        ways = (_direction(slope, part) for slope, part in zip(slopes, inside, strict=True))
+        shifts = [shift + pace * size * way for shift, way in zip(shifts, ways, strict=True)]
 
 
 def shift(

@@ -182,6 +182,21 @@ def test_a_class_that_comes_near_is_tried_and_unlearned_where_the_other_half_all
     assert same_bits(bits(made.model), bits(model)) == (not tried["kept"])
 
 
+def test_a_suspect_is_unlearned_where_the_other_half_of_the_images_minds_least() -> None:
+    model, clean, tried = Shortcut(1), tinted(), 0
+    for places in (("bn1", "bn2"), ("bn2", "bn1")):
+        made = replace(DEFENCE, places=places, level=0.2, lr=0.03)(model, clean)
+        loudest = max((row for row in made.history if row["stage"] == "ask"), key=lambda row: row["outlier"])["place"]
+        tries = [row for row in made.history if row["stage"] == "try"]
+        assert [row["place"] for row in tries] == ([loudest, places[1]] if loudest != places[1] else [])
+        if tries:
+            least = min(tries, key=lambda row: row["change"])
+            assert [row["kept"] for row in tries] == [row is least for row in tries]
+            assert made.history[-1]["place"] == least["place"]
+        tried += len(tries)
+    assert tried == 2, "in one of the two orders the loudest place is not the last"
+
+
 def test_only_what_lies_above_the_place_is_tuned() -> None:
     model = plain()
     made = ShiftUnlearning(
