@@ -897,5 +897,5 @@ assert after["fine-tuning"] >= left, "fine-tuning on a few images should leave t
 if run.profile.name != "quick":  # there rounding decides whether any of the hurried baselines succeeds
     assert after.min() <= 60, "none of them does anything to the backdoor"
 lost = wide["acc_before"]["none"] - wide["acc_after"]["none"]
-assert lost.median() <= 5, "most of them should leave a clean network as it is"
+assert lost[list(older)].median() <= 5, "most of the seven should leave a clean network as it is"
 assert steps.loss.iloc[-1] > steps.loss.iloc[0], "unlearning should raise the clean loss"
