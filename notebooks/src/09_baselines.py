@@ -685,9 +685,10 @@ model, lmr = copy.deepcopy(poisoned.model).requires_grad_(True), line_up["LMR"]
 weights = list(model.parameters())
 loss = F.cross_entropy(model(clean.floats()), clean.labels)
 gradients = torch.autograd.grad(loss, weights)
-mine = uphill_by_hand(weights, gradients, 2.0)
-for step, theirs in zip(mine, uphill([w.detach() for w in weights], gradients, 2.0), strict=True):
-    torch.testing.assert_close(step.detach(), theirs, rtol=1e-3, atol=1e-5)
+here = [weight.detach() for weight in weights]
+mine = uphill_by_hand(here, gradients, 2.0)
+for step, theirs in zip(mine, uphill(here, gradients, 2.0), strict=True):
+    torch.testing.assert_close(step, theirs, rtol=1e-3, atol=1e-5)
 with torch.no_grad():
     logits = poisoned.model(clean.floats())
     torch.testing.assert_close(repel_by_hand(logits, clean.labels, target), lmr.loss(logits, clean.labels, target))
