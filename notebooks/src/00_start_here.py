@@ -344,7 +344,7 @@ plots.show(
 # |---|---|---|---|
 # | `quick`, the default on most machines | `shapes`, made by code | ResNet-18, narrow | a laptop: minutes |
 # | `laptop` | CIFAR-10 | ResNet-18, narrow or of width 32, 10 epochs | real images without a GPU |
-# | `paper`, the default with a GPU and CIFAR-10 | CIFAR-10 | ResNet-18, width 64, 60 epochs | numbers to quote |
+# | `paper`, the default with a GPU and CIFAR-10 | CIFAR-10 | ResNet-18, width 64, 30 epochs | numbers to quote |
 #
 # A profile sets the scale and nothing else; what is studied stands in the parameters cell and means the same in all
 # three. Trained models are kept in a cache, found again by everything that shaped them, so each is trained once.

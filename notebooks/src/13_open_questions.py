@@ -555,12 +555,12 @@ checks.same(
 # - After a long training the score fails, or destroys the network, with any saliency: dead filters make the living ones
 #   look guilty. Leaving the dead ones out helps on most networks, and failed the test on one of ten.
 # - It does **not** show the other defences against attackers of their own, nor the score on CIFAR-100, SVHN or GTSRB,
-#   whose files were not at hand; nor what sixty epochs at full width would change.
+#   whose files were not at hand; nor what full width would change.
 #
 # **For the reading group**
 # 1. An adaptive attack pays in ACC or ASR, or is found. Which of the three did each of ours do?
 # 2. What would an attacker add who knows that the defender fine-tunes afterwards?
-# 3. Which of these answers would you expect to change at full width, sixty epochs, on a GPU?
+# 3. Which of these answers would you expect to change at full width, on a GPU?
 #
 # **Further reading**: Athalye, Carlini and Wagner ([1802.00420](https://arxiv.org/abs/1802.00420)) on why a defence is
 # tested against those who know it. Tramèr et al. ([2002.08347](https://arxiv.org/abs/2002.08347)), how to design such
