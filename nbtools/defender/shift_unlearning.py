@@ -33,18 +33,12 @@ FULL = 4.0
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """What a place answered: its row, on which images, margins `[steps + 1, classes]` a pace apart, longest radius."""
+    """What a place answered: its row, margins `[steps + 1, classes]` a pace apart, and the longest radius."""
 
     row: dict[str, Any]
-    place: str
-    images: Images
     margins: Tensor
     pace: float
     longest: float
-
-    @property
-    def suspect(self) -> int:
-        return self.row["suspect"]
 
     def radius(self, wanted: int) -> float:
         """The length at which a class is just reached, or the length that was walked."""
@@ -162,10 +156,11 @@ class ShiftUnlearning:
         found: dict[str, _Asked] = {}
         for place in sites:
             some = clean.subset(self._some(len(clean))) if place == INPUT else clean
-            found[place] = self._ask(tops[place], place, at(before, place, some), some, len(sites))
+            found[place] = self._ask(tops[place], place, at(before, place, some), some.labels, len(sites))
         history = [asked.row for asked in found.values()]
         place = max(sites, key=lambda site: found[site].row["outlier"] / found[site].row["bar"])
-        suspect, sure = found[place].suspect, found[place].row["outlier"] > found[place].row["bar"]
+        row = found[place].row
+        suspect, sure = row["suspect"], row["outlier"] > row["bar"]
         scores = self.prune.scores(parts)
         if not self.steps or len(clean) < 2 or not (sure or self.allowed):
             return Repair(twin, mask, scores, history)
@@ -182,11 +177,11 @@ class ShiftUnlearning:
         check_learned(twin)
         return Repair(twin, mask, scores, history, untuned=untuned, tuned_steps=self.steps)
 
-    def _ask(self, top: nn.Module, place: str, maps: Tensor, images: Images, sites: int) -> _Asked:
+    def _ask(self, top: nn.Module, place: str, maps: Tensor, labels: Tensor, sites: int) -> _Asked:
         """Walk the shifts of all classes at a place."""
         classes = top(maps[:1]).shape[1]
         every, window = torch.arange(classes, device=maps.device), self.patch if place == INPUT else 0
-        halves = [(maps[half], images.labels[half]) for half in self._halves(len(maps), 2, maps.device)]
+        halves = [(maps[half], labels[half]) for half in self._halves(len(maps), 2, maps.device)]
         margins, pace = walk(top, halves, spread(maps), every, self.paces, window)
         reached = (margins.median(1).values >= 0).nonzero()
         step = int(reached[0]) if len(reached) else len(margins) - 1
@@ -199,7 +194,7 @@ class ShiftUnlearning:
             "outlier": float(outliers.max()),
             "bar": float(student_t.ppf(1 - self.level / (classes * sites), max(classes - 2, 1))),
         }
-        return _Asked(row, place, images, margins[: step + 1], pace, FULL / self.reach if window else math.inf)
+        return _Asked(row, margins[: step + 1], pace, FULL / self.reach if window else math.inf)
 
     def _try(
         self, before: nn.Module, pruned: nn.Module, mask: Mask, clean: Images, place: str, suspect: int, radius: float
