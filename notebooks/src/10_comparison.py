@@ -204,7 +204,8 @@ shown.assign(failed=attacked.failed)
 
 # %%
 hues = [plots.RED, plots.GREY, plots.GREEN, plots.PURPLE, plots.PINK, plots.BLUE, plots.SKY, plots.BROWN, plots.ORANGE]
-looks = dict(zip(line_up, zip([*hues, "black"], "osD^vPX<>*", strict=True), strict=True))
+colors, markers = [*hues, "black"], "osD^vPX<>*p"
+looks = {name: (colors[n % len(colors)], markers[n % len(markers)]) for n, name in enumerate(line_up)}
 took = rows[(rows.attack != "none") & (rows.asr_before >= 50)]
 figure, axis = plt.subplots(figsize=(8.4, 4.6))
 for name, (color, marker) in looks.items():
