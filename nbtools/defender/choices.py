@@ -25,9 +25,9 @@ from nbtools.wording import known
 
 DEFENCES: dict[str, type] = {
     "suspiciousness": Suspiciousness,
-    "shift_unlearning": ShiftUnlearning,
     "clp": SpectralNorm,
     "chosen_mu": ChosenMu,
+    "shift_unlearning": ShiftUnlearning,
     "fmp": FMP,
     "mnp": MNP,
     "nad": NAD,
