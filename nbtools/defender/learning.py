@@ -52,6 +52,12 @@ def nothing_pruned(units: Units, device: torch.device) -> Mask:
 
 
 @torch.no_grad()
+def answers(model: nn.Module, images: Images, batch_size: int = 250) -> Tensor:
+    """Logits `[n, classes]` of a model in eval mode."""
+    return torch.cat([model(to_floats(batch)) for batch in images.images.split(batch_size)])
+
+
+@torch.no_grad()
 def accuracy(model: Callable[[Tensor], Tensor], images: Images, batch_size: int = 500) -> float:
     """Share of images that are classified as labelled, in [0, 1]; a module must be in eval mode."""
     pairs = zip(images.images.split(batch_size), images.labels.split(batch_size), strict=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nbtools.data.images import Images, to_floats
 from nbtools.defender.head import features, linear_head
-from nbtools.defender.learning import batches, check_inputs, check_learned, nothing_pruned
+from nbtools.defender.learning import answers, batches, check_inputs, check_learned, nothing_pruned
 from nbtools.defender.repair import Repair, measured
 from nbtools.networks.training import DivergedError, augment
 
@@ -123,23 +123,18 @@ class LMR:
         twin = copy.deepcopy(model).eval().requires_grad_(True)
         optimizer = torch.optim.SGD(twin.parameters(), self.ascent_lr, maximize=True)
         generator = torch.Generator().manual_seed(self.seed)
-        means = self._log_probabilities(twin, clean)
+        means = F.log_softmax(answers(twin, clean).double(), 1).mean(0)
         for _ in range(self.ascent_epochs):
             for batch in batches(len(clean), self.batch_size, generator):
                 part = clean.subset(batch)
                 optimizer.zero_grad(set_to_none=True)
                 F.cross_entropy(twin(to_floats(augment(part.images, generator))), part.labels).backward()
                 optimizer.step()
-            now = self._log_probabilities(twin, clean)
+            now = F.log_softmax(answers(twin, clean).double(), 1).mean(0)
             if not bool(torch.isfinite(now).all()):
                 break
             means = now
         return means
-
-    @torch.no_grad()
-    def _log_probabilities(self, model: nn.Module, clean: Images) -> Tensor:
-        logits = torch.cat([model(to_floats(batch)) for batch in clean.images.split(500)])
-        return F.log_softmax(logits.double(), 1).mean(0)
 
     def loss(self, logits: Tensor, labels: Tensor, suspect: int) -> Tensor:
         """The mean of step 2's loss.

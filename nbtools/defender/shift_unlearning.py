@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from scipy.stats import t as student_t
 from torch import Tensor, nn
 
-from nbtools.data.images import Images, to_floats
-from nbtools.defender.learning import check_inputs, check_learned
+from nbtools.data.images import Images
+from nbtools.defender.learning import answers, check_inputs, check_learned
 from nbtools.defender.pruning import Mask, apply, hold
 from nbtools.defender.repair import Repair, measured
 from nbtools.defender.shifts import INPUT, crossing, shift, shifted, spread, t_values, walk
@@ -144,7 +144,7 @@ class ShiftUnlearning:
         before = copy.deepcopy(model).eval().requires_grad_(False)
         sites = [*([INPUT] if self.patch else []), *self.places]
         tops = {place: above(before, place) for place in sites}  # refuses a place before any work
-        if not bool(torch.isfinite(_answers(before, clean)).all()):
+        if not bool(torch.isfinite(answers(before, clean)).all()):
             raise DivergedError("the model's answers to the clean images hold nan or inf")
         parts = self.prune.components(model, clean)
         kept = {
@@ -221,14 +221,12 @@ class ShiftUnlearning:
         more = Images(torch.cat(seen), clean.labels.repeat(len(seen)), clean.classes)
         taught, learned = at(before, place, more), at(twin, place, more)
         teacher, pupil = above(before, place), above(twin, place)
-        scale, window, classes = spread(taught[: len(clean)]), self.patch if place == INPUT else 0, [suspect]
-        found = [
-            shift(pupil, learned[part], clean.labels[part], scale, torch.tensor(classes, device=device), length, window)
-            for part in self._halves(len(clean), self.shifts, device)
-            for length in [self.reach * radius]
-        ]
-        shifts = torch.cat(found)
-        weights = [weight for weight in pupil.parameters() if weight.is_floating_point()]
+        scale, window, length = spread(taught[: len(clean)]), self.patch if place == INPUT else 0, self.reach * radius
+        only, parts = torch.tensor([suspect], device=device), self._halves(len(clean), self.shifts, device)
+        shifts = torch.cat(
+            [shift(pupil, learned[part], clean.labels[part], scale, only, length, window) for part in parts]
+        )
+        weights = list(pupil.parameters())
         wanted, start = [w.requires_grad for w in weights], [w.detach().clone() for w in weights]
         for weight in weights:
             weight.requires_grad_(True)
@@ -243,11 +241,11 @@ class ShiftUnlearning:
             moved = (0.5 + far) * scale * shifts[which]
             moved = augment(moved, generator) if place == INPUT else moved
             with torch.no_grad():
-                answers = teacher(torch.cat([torch.lerp(taught[two], taught[one], blend), taught[one]]))
+                given = teacher(torch.cat([torch.lerp(taught[two], taught[one], blend), taught[one]]))
             tries = pupil(
                 torch.cat([torch.lerp(learned[two], learned[one], blend), shifted(learned[one], moved, place)])
             )
-            calm, shaken = (self._distance(a, b) for a, b in zip(tries.chunk(2), answers.chunk(2), strict=True))
+            calm, shaken = (self._distance(a, b) for a, b in zip(tries.chunk(2), given.chunk(2), strict=True))
             loss = calm + self.weight * shaken
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -282,13 +280,7 @@ class ShiftUnlearning:
 
 
 @torch.no_grad()
-def _answers(model: nn.Module, images: Images) -> Tensor:
-    """Logits `[n, classes]` of a model in eval mode."""
-    return torch.cat([model(to_floats(batch)) for batch in images.images.split(250)])
-
-
-@torch.no_grad()
 def _divergence(before: nn.Module, after: nn.Module, images: Images) -> Tensor:
     """How far the answers of two models in eval mode lie apart: mean Kullback-Leibler divergence in nats."""
-    first, second = (F.log_softmax(_answers(model, images), 1) for model in (before, after))
+    first, second = (F.log_softmax(answers(model, images), 1) for model in (before, after))
     return F.kl_div(second, first, reduction="batchmean", log_target=True)

@@ -24,7 +24,7 @@ def shifted(maps: Tensor, by: Tensor, place: str = "maps") -> Tensor:
     """Maps, or images in [0, 1], moved; what had no negative values gets none."""
     if place == INPUT:
         return (maps + by).clamp(0, 1)
-    return (maps + by).relu() if bool((maps >= 0).all()) else maps + by
+    return torch.where(maps.amin() >= 0, (maps + by).relu(), maps + by)  # decided on the device
 
 
 def margins_towards(logits: Tensor, classes: Tensor) -> Tensor:
