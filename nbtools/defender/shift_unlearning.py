@@ -22,27 +22,13 @@ from nbtools.data.images import Images
 from nbtools.defender.learning import answers, check_inputs, check_learned
 from nbtools.defender.pruning import Mask, apply, hold
 from nbtools.defender.repair import Repair, measured
-from nbtools.defender.shifts import INPUT, crossing, shift, shifted, spread, t_values, walk
+from nbtools.defender.shifts import INPUT, shift, shifted, spread, t_values, walk
 from nbtools.defender.suspiciousness import Suspiciousness
 from nbtools.networks.above import above, at
-from nbtools.networks.training import DivergedError, augment
+from nbtools.networks.training import DivergedError, augment, autocast
 
 FULL = 4.0
-"""Standard deviations by which a patch changes its pixels at most: about the whole range from 0 to 1."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """What a place answered: its row, margins `[steps + 1, classes]` a pace apart, and the longest radius."""
-
-    row: dict[str, Any]
-    margins: Tensor
-    pace: float
-    longest: float
-
-    def radius(self, wanted: int) -> float:
-        """The length at which a class is just reached, or the length that was walked."""
-        return min(self.pace * crossing(self.margins[:, wanted].tolist()), self.longest)
+"""Standard deviations by which a patch changes its pixels: about the whole range from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +60,9 @@ class ShiftUnlearning:
             most twice as many are walked.
         allowed: divergence, in nats, by which a trial may move the answers to images that it did not see; 0 or more,
             and at 0 nothing is tried.
-        reach: length of the shifts that are unlearned, as a multiple of the one at which the suspect is just reached.
         shifts: how many are unlearned, each found on its own half of the images; at least 1.
         steps: of Adam; 0 unlearns nothing.
-        lr: Adam's learning rate at first; it falls linearly.
+        lr: Adam's learning rate.
         batch_size: images a step, at least 1.
         copies: cropped and flipped copies of each image that are learned from besides, 0 or more.
         weight: of the shifted maps in the loss, beside the blends; 0 or more.
@@ -99,13 +84,12 @@ class ShiftUnlearning:
     asked: int = 40
     paces: int = 6
     allowed: float = 0.1
-    reach: float = 2.0
     shifts: int = 4
     steps: int = 60
     lr: float = 2e-4
     batch_size: int = 50
     copies: int = 4
-    weight: float = 2.0
+    weight: float = 1.0
     temperature: float = 2.0
     share: float = 0.8
     seed: int = 0
@@ -113,12 +97,12 @@ class ShiftUnlearning:
     def __post_init__(self) -> None:
         counts = min(self.paces, self.asked) >= 2 and min(self.shifts, self.batch_size) >= 1
         counts = counts and min(self.patch, self.steps, self.copies) >= 0
-        finite = all(0 < value < math.inf for value in (self.reach, self.lr, self.temperature))
+        finite = all(0 < value < math.inf for value in (self.lr, self.temperature))
         weights = 0 <= self.weight < math.inf and self.allowed >= 0
         if not (counts and finite and weights and 0 < self.level < 1 and 0 < self.share <= 1):
             raise ValueError(
                 "paces and asked >= 2, shifts and batch_size >= 1, patch, steps, copies, weight and allowed >= 0, "
-                f"reach, lr and temperature > 0, level in (0, 1) and share in (0, 1] are needed, got {self}"
+                f"lr and temperature > 0, level in (0, 1) and share in (0, 1] are needed, got {self}"
             )
         if not self.places and not self.patch:
             raise ValueError("name at least one of `places`, or give the side of a `patch`")
@@ -153,31 +137,30 @@ class ShiftUnlearning:
         }
         mask, twin = Mask(kept), copy.deepcopy(model).eval()
         apply(twin, mask)
-        found: dict[str, _Asked] = {}
+        found = dict[str, dict[str, Any]]()
         for place in sites:
             some = clean.subset(self._some(len(clean))) if place == INPUT else clean
             found[place] = self._ask(tops[place], place, at(before, place, some), some.labels, len(sites))
-        history = [asked.row for asked in found.values()]
-        place = max(sites, key=lambda site: found[site].row["outlier"] / found[site].row["bar"])
-        row = found[place].row
-        suspect, sure = row["suspect"], row["outlier"] > row["bar"]
+        history = list(found.values())
+        place = max(sites, key=lambda site: found[site]["outlier"] / found[site]["bar"])
+        suspect, sure = found[place]["suspect"], found[place]["outlier"] > found[place]["bar"]
         scores = self.prune.scores(parts)
         if not self.steps or len(clean) < 2 or not (sure or self.allowed):
             return Repair(twin, mask, scores, history)
         if not sure or place != sites[-1]:
             for site in dict.fromkeys([place, sites[-1]] if sure else [place]):
-                history.append(self._try(before, twin, mask, clean, site, suspect, found[site].radius(suspect)))
+                history.append(self._try(before, twin, mask, clean, site, suspect, found[site]["length"]))
             cheapest = min(history[len(sites) :], key=lambda row: row["change"])
             if not sure and cheapest["change"] > self.allowed:
                 return Repair(twin, mask, scores, history)
             cheapest["kept"] = True
             place = INPUT if cheapest["place"] == "input" else cheapest["place"]
         untuned = copy.deepcopy(twin)
-        history += self._unlearn(before, twin, mask, clean, place, suspect, found[place].radius(suspect))
+        history += self._unlearn(before, twin, mask, clean, place, suspect, found[place]["length"], self.steps)
         check_learned(twin)
         return Repair(twin, mask, scores, history, untuned=untuned, tuned_steps=self.steps)
 
-    def _ask(self, top: nn.Module, place: str, maps: Tensor, labels: Tensor, sites: int) -> _Asked:
+    def _ask(self, top: nn.Module, place: str, maps: Tensor, labels: Tensor, sites: int) -> dict[str, Any]:
         """Walk the shifts of all classes at a place."""
         classes = top(maps[:1]).shape[1]
         every, window = torch.arange(classes, device=maps.device), self.patch if place == INPUT else 0
@@ -186,24 +169,23 @@ class ShiftUnlearning:
         reached = (margins.median(1).values >= 0).nonzero()
         step = int(reached[0]) if len(reached) else len(margins) - 1
         outliers = t_values(margins[step])
-        row = {
+        return {
             "stage": "ask",
             "place": place or "input",
-            "length": pace * step,
+            "length": FULL if window else pace * step,
             "suspect": int(outliers.argmax()),
             "outlier": float(outliers.max()),
             "bar": float(student_t.ppf(1 - self.level / (classes * sites), max(classes - 2, 1))),
         }
-        return _Asked(row, margins[: step + 1], pace, FULL / self.reach if window else math.inf)
 
     def _try(
-        self, before: nn.Module, pruned: nn.Module, mask: Mask, clean: Images, place: str, suspect: int, radius: float
+        self, before: nn.Module, pruned: nn.Module, mask: Mask, clean: Images, place: str, suspect: int, length: float
     ) -> dict[str, Any]:
         """What it costs on one half of the images to unlearn with the other: the row of a trial."""
         half = torch.zeros(len(clean), dtype=torch.bool, device=clean.images.device)
         half[self._halves(len(clean), 1, half.device)[0][: len(clean) // 2]] = True
         twin, held = copy.deepcopy(pruned), clean.subset(~half)
-        self._unlearn(before, twin, mask, clean.subset(half), place, suspect, radius)
+        self._unlearn(before, twin, mask, clean.subset(half), place, suspect, length, (self.steps + 1) // 2)
         change = float(_divergence(pruned, twin, held))
         told = {"place": place or "input", "suspect": suspect}
         return {"stage": "try", **told, "change": change if math.isfinite(change) else math.inf, "kept": False}
@@ -213,7 +195,15 @@ class ShiftUnlearning:
         return torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[: self.asked]
 
     def _unlearn(
-        self, before: nn.Module, twin: nn.Module, mask: Mask, clean: Images, place: str, suspect: int, radius: float
+        self,
+        before: nn.Module,
+        twin: nn.Module,
+        mask: Mask,
+        clean: Images,
+        place: str,
+        suspect: int,
+        length: float,
+        steps: int,
     ) -> list[dict[str, Any]]:
         """Tune, in place, what lies above the place; one row a step."""
         generator, device = torch.Generator().manual_seed(self.seed), clean.images.device
@@ -221,7 +211,7 @@ class ShiftUnlearning:
         more = Images(torch.cat(seen), clean.labels.repeat(len(seen)), clean.classes)
         taught, learned = at(before, place, more), at(twin, place, more)
         teacher, pupil = above(before, place), above(twin, place)
-        scale, window, length = spread(taught[: len(clean)]), self.patch if place == INPUT else 0, self.reach * radius
+        scale, window = spread(taught[: len(clean)]), self.patch if place == INPUT else 0
         only, parts = torch.tensor([suspect], device=device), self._halves(len(clean), self.shifts, device)
         shifts = torch.cat(
             [shift(pupil, learned[part], clean.labels[part], scale, only, length, window) for part in parts]
@@ -231,8 +221,7 @@ class ShiftUnlearning:
         for weight in weights:
             weight.requires_grad_(True)
         optimizer, losses, again = torch.optim.Adam(weights, self.lr), list[Tensor](), hold(twin, mask)
-        for step in range(self.steps):
-            optimizer.param_groups[0]["lr"] = self.lr * (1 - step / self.steps)
+        for _ in range(steps):
             one, two, which = (
                 torch.randint(high, (self.batch_size,), generator=generator).to(device)
                 for high in (len(taught), len(taught), len(shifts))
@@ -240,11 +229,12 @@ class ShiftUnlearning:
             blend, far = torch.rand(2, self.batch_size, 1, 1, 1, generator=generator).to(device)
             moved = (0.5 + far) * scale * shifts[which]
             moved = augment(moved, generator) if place == INPUT else moved
-            with torch.no_grad():
-                given = teacher(torch.cat([torch.lerp(taught[two], taught[one], blend), taught[one]]))
-            tries = pupil(
-                torch.cat([torch.lerp(learned[two], learned[one], blend), shifted(learned[one], moved, place)])
-            )
+            with autocast(device):
+                with torch.no_grad():
+                    given = teacher(torch.cat([torch.lerp(taught[two], taught[one], blend), taught[one]])).float()
+                tries = pupil(
+                    torch.cat([torch.lerp(learned[two], learned[one], blend), shifted(learned[one], moved, place)])
+                ).float()
             calm, shaken = (self._distance(a, b) for a, b in zip(tries.chunk(2), given.chunk(2), strict=True))
             loss = calm + self.weight * shaken
             optimizer.zero_grad(set_to_none=True)
@@ -260,7 +250,7 @@ class ShiftUnlearning:
         values = torch.stack(losses).tolist()
         if not all(map(math.isfinite, values)):
             raise DivergedError(
-                f"the unlearning's loss is {values[-1]} after {self.steps} steps; try an lr below {self.lr}"
+                f"the unlearning's loss is {values[-1]} after {steps} steps; try an lr below {self.lr}"
             )
         told = {"stage": "unlearn", "place": place or "input", "suspect": suspect}
         return [{**told, "step": step, "loss": value} for step, value in enumerate(values, start=1)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from nbtools.networks.training import autocast
 
 INPUT = ""
 """The place of a patch: the images themselves."""
@@ -55,14 +56,6 @@ def t_values(values: Tensor) -> Tensor:
     return (values - others) / (deviation * math.sqrt(1 + 1 / (count - 1))).clamp_min(1e-12)
 
 
-def crossing(margins: Sequence[float]) -> float:
-    """At which step a growing margin reaches 0, between steps by a straight line; the last step where it does not."""
-    for step, (low, high) in enumerate(itertools.pairwise(margins)):
-        if high >= 0 > low:
-            return step + low / (low - high)
-    return float(len(margins) - 1)
-
-
 def _slopes(
     top: nn.Module, maps: Tensor, others: Tensor, shifts: Tensor, scale: Tensor, classes: Tensor, image: bool
 ) -> tuple[Tensor, Tensor]:
@@ -73,7 +66,8 @@ def _slopes(
         with torch.enable_grad():
             tried = shifted(maps[None], scale[None] * moved[:, None], INPUT if image else "maps")
             tried = tried.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-            logits = top(tried).unflatten(0, (len(part), len(maps)))
+            with autocast(maps.device):
+                logits = top(tried).float().unflatten(0, (len(part), len(maps)))
             values = (margins_towards(logits, classes[part]) * others[part]).sum(1)
             (slope,) = torch.autograd.grad(values.sum(), moved)
         margins.append(values.detach())
