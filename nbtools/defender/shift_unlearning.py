@@ -2,8 +2,7 @@
 
 A trigger moves the maps of a network nearly the same way in every image. So one *universal shift*, added to the maps of
 all clean images at some place of the network, sends them to the target class, and it need not be large. No other class
-can be forced so cheaply: that tells the class and the place, without a trigger. Where no class stands out, nothing is
-unlearned.
+can be forced so cheaply: that tells the class, without a trigger. Where no class stands out, nothing is unlearned.
 """
 
 from __future__ import annotations
@@ -22,13 +21,41 @@ from nbtools.data.images import Images
 from nbtools.defender.learning import answers, check_inputs, check_learned
 from nbtools.defender.pruning import Mask, apply, hold
 from nbtools.defender.repair import Repair, measured
-from nbtools.defender.shifts import INPUT, shift, shifted, spread, t_values, walk
+from nbtools.defender.shifts import crossing, shift, shifted, spread, t_values, walk
 from nbtools.defender.suspiciousness import Suspiciousness
-from nbtools.networks.above import above, at
+from nbtools.networks.above import INPUT, above, at
 from nbtools.networks.training import DivergedError, augment, autocast
 
-FULL = 4.0
-"""Standard deviations by which a patch changes its pixels: about the whole range from 0 to 1."""
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What a place answered.
+
+    Args:
+        place: its name.
+        scale: spread of its maps, `[1, c, 1, 1]`.
+        margins: on the way of each class's shift, `[steps + 1, classes]`.
+        pace: length of a step.
+    """
+
+    place: str
+    scale: Tensor
+    margins: Tensor
+    pace: float
+
+    @property
+    def highest(self) -> float:
+        """What no value there may exceed."""
+        return 1.0 if self.place == INPUT else math.inf
+
+    @property
+    def length(self) -> float:
+        """Of the whole way, on which the middle class is just reached."""
+        return self.pace * (len(self.margins) - 1)
+
+    def radius(self, suspect: int) -> float:
+        """The length at which a class is just reached, or that of the whole way."""
+        return self.pace * crossing(self.margins[:, suspect].tolist())
 
 
 @dataclass(frozen=True)
@@ -40,34 +67,33 @@ class ShiftUnlearning:
        all images of other classes towards this class: the mean margin of its logit. The length is the one at which the
        middle class is just reached. A class is suspected where its margin is an outlier among the others' by a t-test
        at `level`, corrected for the number of classes and places; the one that stands out most, if any.
-    3. *Unlearn*: everything above a place is tuned so that shifted maps get the answers that the model gave to the
-       unshifted ones, and blends of two images' maps the answers that it gave to them. Batch norms keep their
-       statistics. To unlearn a backdoor's shift costs the clean task nothing, to unlearn a natural one does; so it is
-       *tried* first with one half of the images, at the place that gave the class away and at the last one, and done
-       where the answers to the other half change least. Where no class is suspected, the one that comes nearest is
-       tried, and unlearned only if those answers hardly change at all.
-
-    At the input the shift is a patch: it may change a small square only, the one where the gradient is largest.
+    3. *Unlearn*: the last stage alone is tuned, so that images that a shift towards the suspect moves, in their pixels
+       or in the maps below that stage, get the answers that the model gave to them unmoved, and blends of two images'
+       maps the answers that it gave to those. Batch norms keep their statistics. Where no class is suspected, the one
+       that comes nearest is *tried* with one half of the images, and unlearned only if the answers to the other half
+       hardly change: to unlearn a backdoor's shift costs the clean task little, to unlearn a natural one more.
 
     Args:
         prune: the first step; its `fine_tune` is not used.
         pruned: names, or beginnings of names, of the convolutions that may be pruned; none is everything.
-        places: modules whose output is shifted; everything must flow through them.
-        patch: side of the square at the input, in pixels; 0 leaves the input out.
+        places: modules whose output is shifted to find the suspect, from below to above; "" is the image. Everything
+            must flow through them.
+        unlearned: those at which shifts are unlearned, in the same order; what lies above the last one is tuned.
         level: probability that a class is suspected by chance, in (0, 1).
-        asked: images that are asked at the input, where a patch's effect is strong and each costs most; at least 2.
         paces: steps in which the length is reached that linear extrapolation gives the middle class, at least 2; at
             most twice as many are walked.
         allowed: divergence, in nats, by which a trial may move the answers to images that it did not see; 0 or more,
             and at 0 nothing is tried.
-        shifts: how many are unlearned, each found on its own half of the images; at least 1.
-        steps: of Adam; 0 unlearns nothing.
-        lr: Adam's learning rate.
+        reach: longest shift that is unlearned, as a multiple of the one at which the suspect is just reached, above 0;
+            it is never longer than the one at which the middle class is.
+        shifts: how many are unlearned at each place, each found on its own half of the images; at least 1.
+        steps: of Adam; 0 unlearns nothing. A trial makes half as many.
+        lr: Adam's learning rate times the number of channels at the last place; it falls linearly to 0. A step moves
+            each weight by as much, and an output by as much as there are inputs (Yang et al., arXiv 2203.03466).
         batch_size: images a step, at least 1.
         copies: cropped and flipped copies of each image that are learned from besides, 0 or more.
         weight: of the shifted maps in the loss, beside the blends; 0 or more.
         temperature: by which logits are divided in the loss, above 0.
-        share: how far the weights go on the way that was tuned, in (0, 1].
         seed: of halves, copies, batches and blends.
 
     Raises:
@@ -78,34 +104,32 @@ class ShiftUnlearning:
         default_factory=lambda: Suspiciousness(mu=3.0, saliency="cross_entropy", fine_tune=None)
     )
     pruned: tuple[str, ...] = ("layer2", "layer3")
-    places: tuple[str, ...] = ("layer1", "layer3")
-    patch: int = 5
+    places: tuple[str, ...] = (INPUT, "layer1", "layer3")
+    unlearned: tuple[str, ...] = (INPUT, "layer3")
     level: float = 0.05
-    asked: int = 40
     paces: int = 6
     allowed: float = 0.1
+    reach: float = 2.0
     shifts: int = 4
-    steps: int = 60
-    lr: float = 2e-4
+    steps: int = 90
+    lr: float = 0.05
     batch_size: int = 50
     copies: int = 4
-    weight: float = 1.0
+    weight: float = 0.5
     temperature: float = 2.0
-    share: float = 0.8
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = min(self.paces, self.asked) >= 2 and min(self.shifts, self.batch_size) >= 1
-        counts = counts and min(self.patch, self.steps, self.copies) >= 0
-        finite = all(0 < value < math.inf for value in (self.lr, self.temperature))
+        counts = self.paces >= 2 and min(self.shifts, self.batch_size) >= 1 and min(self.steps, self.copies) >= 0
+        finite = all(0 < value < math.inf for value in (self.lr, self.temperature, self.reach))
         weights = 0 <= self.weight < math.inf and self.allowed >= 0
-        if not (counts and finite and weights and 0 < self.level < 1 and 0 < self.share <= 1):
+        if not (counts and finite and weights and 0 < self.level < 1):
             raise ValueError(
-                "paces and asked >= 2, shifts and batch_size >= 1, patch, steps, copies, weight and allowed >= 0, "
-                f"lr and temperature > 0, level in (0, 1) and share in (0, 1] are needed, got {self}"
+                "paces >= 2, shifts and batch_size >= 1, steps, copies, weight and allowed >= 0, lr, temperature and "
+                f"reach > 0 and level in (0, 1) are needed, got {self}"
             )
-        if not self.places and not self.patch:
-            raise ValueError("name at least one of `places`, or give the side of a `patch`")
+        if not self.unlearned or not set(self.unlearned) <= set(self.places):
+            raise ValueError(f"`unlearned` must name one of `places` or more, got {self.unlearned} of {self.places}")
 
     @measured
     def __call__(self, model: nn.Module, clean: Images) -> Repair:
@@ -113,11 +137,11 @@ class ShiftUnlearning:
 
         Returns:
             mask and scores are those of the first step; `untuned` is the pruned copy where something was unlearned. The
-            history has one row a place: stage "ask", place, length (of the shifts, root mean square over the maps'
-            positions in standard deviations), suspect (the class that stands out most there), outlier (its t value),
-            bar (above which it counts); then one row a trial: stage "try", place, suspect, change (the divergence
-            in nats), kept; then, where something is unlearned, one row a step: stage "unlearn", place, suspect, step,
-            loss.
+            history has one row a place: stage "ask", place ("image" is the input), length (of the shifts, root mean
+            square over the maps' positions in standard deviations), suspect (the class that stands out most there),
+            outlier (its t value), bar (above which it counts); then the trial's row, if there was one: stage "try",
+            suspect, change (the divergence in nats), kept; then, where something is unlearned, one row a step: stage
+            "unlearn", suspect, step, loss.
 
         Raises:
             ValueError: for images or a model that `nbtools.defender.learning.check_inputs` refuses, or a place that
@@ -126,8 +150,8 @@ class ShiftUnlearning:
         """
         check_inputs(model, clean)
         before = copy.deepcopy(model).eval().requires_grad_(False)
-        sites = [*([INPUT] if self.patch else []), *self.places]
-        tops = {place: above(before, place) for place in sites}  # refuses a place before any work
+        for place in self.places:  # refused before any work
+            above(before, place, self.unlearned[-1] if place in self.unlearned[:-1] else None)
         if not bool(torch.isfinite(answers(before, clean)).all()):
             raise DivergedError("the model's answers to the clean images hold nan or inf")
         parts = self.prune.components(model, clean)
@@ -137,62 +161,73 @@ class ShiftUnlearning:
         }
         mask, twin = Mask(kept), copy.deepcopy(model).eval()
         apply(twin, mask)
-        found = dict[str, dict[str, Any]]()
-        for place in sites:
-            some = clean.subset(self._some(len(clean))) if place == INPUT else clean
-            found[place] = self._ask(tops[place], place, at(before, place, some), some.labels, len(sites))
-        history = list(found.values())
-        place = max(sites, key=lambda site: found[site]["outlier"] / found[site]["bar"])
-        suspect, sure = found[place]["suspect"], found[place]["outlier"] > found[place]["bar"]
-        scores = self.prune.scores(parts)
-        if not self.steps or len(clean) < 2 or not (sure or self.allowed):
+        asked = [self._ask(before, place, clean) for place in self.places]
+        history, scores = [self._told(place) for place in asked], self.prune.scores(parts)
+        asked = [place for place in asked if place.place in self.unlearned]
+        found = max(history, key=lambda row: row["outlier"] / row["bar"])
+        suspect, sure = found["suspect"], found["outlier"] > found["bar"]
+        if not self.steps or not (sure or (self.allowed and len(clean) > 1)):
             return Repair(twin, mask, scores, history)
-        if not sure or place != sites[-1]:
-            for site in dict.fromkeys([place, sites[-1]] if sure else [place]):
-                history.append(self._try(before, twin, mask, clean, site, suspect, found[site]["length"]))
-            cheapest = min(history[len(sites) :], key=lambda row: row["change"])
-            if not sure and cheapest["change"] > self.allowed:
+        if not sure:
+            history.append(self._try(before, twin, mask, clean, asked, suspect))
+            if not history[-1]["kept"]:
                 return Repair(twin, mask, scores, history)
-            cheapest["kept"] = True
-            place = INPUT if cheapest["place"] == "input" else cheapest["place"]
         untuned = copy.deepcopy(twin)
-        history += self._unlearn(before, twin, mask, clean, place, suspect, found[place]["length"], self.steps)
+        history += self._unlearn(before, twin, mask, clean, asked, suspect, self.steps)
         check_learned(twin)
         return Repair(twin, mask, scores, history, untuned=untuned, tuned_steps=self.steps)
 
-    def _ask(self, top: nn.Module, place: str, maps: Tensor, labels: Tensor, sites: int) -> dict[str, Any]:
+    def _ask(self, before: nn.Module, place: str, clean: Images) -> _Asked:
         """Walk the shifts of all classes at a place."""
-        classes = top(maps[:1]).shape[1]
-        every, window = torch.arange(classes, device=maps.device), self.patch if place == INPUT else 0
-        halves = [(maps[half], labels[half]) for half in self._halves(len(maps), 2, maps.device)]
-        margins, pace = walk(top, halves, spread(maps), every, self.paces, window)
-        reached = (margins.median(1).values >= 0).nonzero()
-        step = int(reached[0]) if len(reached) else len(margins) - 1
-        outliers = t_values(margins[step])
+        maps, top = at(before, place, clean), above(before, place)
+        classes, scale = top(maps[:1]).shape[1], spread(maps)
+        halves = [(maps[half], clean.labels[half]) for half in self._halves(len(maps), 2, maps.device)]
+        every = torch.arange(classes, device=maps.device)
+        margins, pace = walk(top, halves, scale, every, self.paces, 1.0 if place == INPUT else math.inf)
+        return _Asked(place, scale, margins, pace)
+
+    def _told(self, asked: _Asked) -> dict[str, Any]:
+        """A place's row in the history."""
+        outliers, classes = t_values(asked.margins[-1]), asked.margins.shape[1]
         return {
             "stage": "ask",
-            "place": place or "input",
-            "length": FULL if window else pace * step,
+            "place": asked.place or "image",
+            "length": asked.length,
             "suspect": int(outliers.argmax()),
             "outlier": float(outliers.max()),
-            "bar": float(student_t.ppf(1 - self.level / (classes * sites), max(classes - 2, 1))),
+            "bar": float(student_t.ppf(1 - self.level / (classes * len(self.places)), max(classes - 2, 1))),
         }
 
     def _try(
-        self, before: nn.Module, pruned: nn.Module, mask: Mask, clean: Images, place: str, suspect: int, length: float
+        self, before: nn.Module, pruned: nn.Module, mask: Mask, clean: Images, asked: list[_Asked], suspect: int
     ) -> dict[str, Any]:
         """What it costs on one half of the images to unlearn with the other: the row of a trial."""
         half = torch.zeros(len(clean), dtype=torch.bool, device=clean.images.device)
         half[self._halves(len(clean), 1, half.device)[0][: len(clean) // 2]] = True
         twin, held = copy.deepcopy(pruned), clean.subset(~half)
-        self._unlearn(before, twin, mask, clean.subset(half), place, suspect, length, (self.steps + 1) // 2)
+        self._unlearn(before, twin, mask, clean.subset(half), asked, suspect, (self.steps + 1) // 2)
         change = float(_divergence(pruned, twin, held))
-        told = {"place": place or "input", "suspect": suspect}
-        return {"stage": "try", **told, "change": change if math.isfinite(change) else math.inf, "kept": False}
+        change = change if math.isfinite(change) else math.inf
+        return {"stage": "try", "suspect": suspect, "change": change, "kept": change <= self.allowed}
 
-    def _some(self, count: int) -> Tensor:
-        """Indices of the images that are asked at the input."""
-        return torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[: self.asked]
+    def _forced(self, twin: nn.Module, more: Images, count: int, asked: _Asked, suspect: int, seed: int) -> Tensor:
+        """What reaches the last place when the images are shifted at one: each image twice, `[2n, c, h, w]`."""
+        generator, place, scale = torch.Generator().manual_seed(seed), asked.place, asked.scale
+        maps, top, last = at(twin, place, more), above(twin, place), self.unlearned[-1]
+        only = torch.tensor([suspect], device=maps.device)
+        length = min(asked.length, self.reach * asked.radius(suspect))
+        parts = self._halves(count, self.shifts, maps.device)
+        shifts = torch.cat(
+            [shift(top, maps[part], more.labels[part], scale, only, length, asked.highest) for part in parts]
+        )
+        between = nn.Identity() if place == last else above(twin, place, last)
+        forced = list[Tensor]()
+        for part in torch.arange(len(maps), device=maps.device).repeat(2).split(100):
+            which = torch.randint(len(shifts), (len(part),), generator=generator).to(maps.device)
+            far = 0.5 + 0.5 * torch.rand(len(part), 1, 1, 1, generator=generator).to(maps.device)
+            with torch.no_grad(), autocast(maps.device):
+                forced.append(between(shifted(maps[part], far * scale * shifts[which], asked.highest)).float())
+        return torch.cat(forced)
 
     def _unlearn(
         self,
@@ -200,59 +235,50 @@ class ShiftUnlearning:
         twin: nn.Module,
         mask: Mask,
         clean: Images,
-        place: str,
+        asked: list[_Asked],
         suspect: int,
-        length: float,
         steps: int,
     ) -> list[dict[str, Any]]:
-        """Tune, in place, what lies above the place; one row a step."""
-        generator, device = torch.Generator().manual_seed(self.seed), clean.images.device
+        """Tune, in place, what lies above the last place; one row a step."""
+        generator, device, last = torch.Generator().manual_seed(self.seed), clean.images.device, self.unlearned[-1]
         seen = [clean.images, *(augment(clean.images, generator) for _ in range(self.copies))]
         more = Images(torch.cat(seen), clean.labels.repeat(len(seen)), clean.classes)
-        taught, learned = at(before, place, more), at(twin, place, more)
-        teacher, pupil = above(before, place), above(twin, place)
-        scale, window = spread(taught[: len(clean)]), self.patch if place == INPUT else 0
-        only, parts = torch.tensor([suspect], device=device), self._halves(len(clean), self.shifts, device)
-        shifts = torch.cat(
-            [shift(pupil, learned[part], clean.labels[part], scale, only, length, window) for part in parts]
+        forced = torch.cat(
+            [self._forced(twin, more, len(clean), place, suspect, self.seed + k) for k, place in enumerate(asked)]
         )
+        taught, learned, truth = at(before, last, more), at(twin, last, more), answers(before, more)
+        teacher, pupil = above(before, last), above(twin, last)
         weights = list(pupil.parameters())
-        wanted, start = [w.requires_grad for w in weights], [w.detach().clone() for w in weights]
+        wanted = [w.requires_grad for w in weights]
         for weight in weights:
             weight.requires_grad_(True)
-        optimizer, losses, again = torch.optim.Adam(weights, self.lr), list[Tensor](), hold(twin, mask)
-        for _ in range(steps):
-            one, two, which = (
+        lr = self.lr / taught.shape[1]
+        optimizer, losses, again = torch.optim.Adam(weights, lr), list[Tensor](), hold(twin, mask)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+            one, two, moved = (
                 torch.randint(high, (self.batch_size,), generator=generator).to(device)
-                for high in (len(taught), len(taught), len(shifts))
+                for high in (len(taught), len(taught), len(forced))
             )
-            blend, far = torch.rand(2, self.batch_size, 1, 1, 1, generator=generator).to(device)
-            moved = (0.5 + far) * scale * shifts[which]
-            moved = augment(moved, generator) if place == INPUT else moved
+            blend = torch.rand(self.batch_size, 1, 1, 1, generator=generator).to(device)
             with autocast(device):
                 with torch.no_grad():
-                    given = teacher(torch.cat([torch.lerp(taught[two], taught[one], blend), taught[one]])).float()
-                tries = pupil(
-                    torch.cat([torch.lerp(learned[two], learned[one], blend), shifted(learned[one], moved, place)])
-                ).float()
-            calm, shaken = (self._distance(a, b) for a, b in zip(tries.chunk(2), given.chunk(2), strict=True))
-            loss = calm + self.weight * shaken
+                    given = teacher(torch.lerp(taught[two], taught[one], blend)).float()
+                tries = pupil(torch.cat([torch.lerp(learned[two], learned[one], blend), forced[moved]])).float()
+            calm, shaken = tries.chunk(2)
+            loss = self._distance(calm, given) + self.weight * self._distance(shaken, truth[moved % len(truth)])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             again()
             losses.append(loss.detach())
         optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for weight, first, flag in zip(weights, start, wanted, strict=True):
-                weight.copy_(torch.lerp(first, weight, self.share))
-                weight.requires_grad_(flag)
+        for weight, flag in zip(weights, wanted, strict=True):
+            weight.requires_grad_(flag)
         values = torch.stack(losses).tolist()
         if not all(map(math.isfinite, values)):
-            raise DivergedError(
-                f"the unlearning's loss is {values[-1]} after {steps} steps; try an lr below {self.lr}"
-            )
-        told = {"stage": "unlearn", "place": place or "input", "suspect": suspect}
+            raise DivergedError(f"the unlearning's loss is {values[-1]} after {steps} steps; try an lr below {self.lr}")
+        told = {"stage": "unlearn", "suspect": suspect}
         return [{**told, "step": step, "loss": value} for step, value in enumerate(values, start=1)]
 
     def _distance(self, logits: Tensor, answers: Tensor) -> Tensor:

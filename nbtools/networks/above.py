@@ -1,52 +1,60 @@
-"""A network cut in two at one of its modules: what that module gives, and the rest as a function of it."""
+"""A network cut at one or two of its modules: what a module gives, and what lies above it as a function of that."""
 
 from __future__ import annotations
+
+from collections.abc import Set
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
 
-from nbtools.data.images import Images, to_floats
+from nbtools.data.images import Images
+
+INPUT = ""
+"""The place of the images themselves."""
 
 
 class _Tracer(Tracer):
-    """Keeps one module whole, so that its output is a node of the graph."""
+    """Keeps some modules whole, so that the output of each is a node of the graph."""
 
-    def __init__(self, whole: str) -> None:
+    def __init__(self, whole: Set[str]) -> None:
         super().__init__()
         self.whole = whole
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name == self.whole or super().is_leaf_module(m, module_qualified_name)
+        return module_qualified_name in self.whole or super().is_leaf_module(m, module_qualified_name)
 
 
-def above(model: nn.Module, place: str) -> GraphModule:
-    """The rest of a network as a function of what the module `place` gives; it shares the model's weights.
+def above(model: nn.Module, place: str, until: str | None = None) -> GraphModule:
+    """A network from one place on, as a function of what the module there gives; it shares the model's weights.
 
     Args:
         model: any model that torch.fx can trace.
-        place: a module's name, e.g. "layer3", through which everything flows that reaches the logits; "" is the input.
+        place: a module's name, e.g. "layer3", through which everything flows that reaches the end; `INPUT` is the
+            images.
+        until: a module's name above `place`, whose output is the end; None is the logits.
 
     Returns:
-        In eval mode: the place's output `[n, ...]` to logits `[n, classes]`.
+        In eval mode: the place's output `[n, ...]` to the end's, `[n, ...]` or logits `[n, classes]`.
 
     Raises:
-        ValueError: where the model has no such module, can't be traced, or has a way around it.
+        ValueError: where the model has no such module, can't be traced, has a way around `place`, or `until` does not
+            lie above it.
     """
     names = [name for name, _ in model.named_modules()]
-    if place not in names:
-        parts = ", ".join(name for name, _ in model.named_children())
-        raise ValueError(f"{type(model).__name__} has no {place!r}; its parts are {parts}")
+    for name in {place, until or INPUT}:
+        if name not in names:
+            parts = ", ".join(name for name, _ in model.named_children())
+            raise ValueError(f"{type(model).__name__} has no {name!r}; its parts are {parts}")
     try:
-        nodes = list(_Tracer(place).trace(model).nodes)
+        nodes = list(_Tracer({place, until or INPUT} - {INPUT}).trace(model).nodes)
     except Exception as error:
         raise ValueError(f"torch.fx can't trace {type(model).__name__} ({error})") from error
-    cut = [node for node in nodes if (node.op == "placeholder" if not place else node.target == place)]
-    if len(cut) != 1:
-        raise ValueError(f"{place} of {type(model).__name__} is called {len(cut)} times; name one that is called once")
+    cut = _once(model, nodes, place)
+    last = nodes[-1] if until is None else _once(model, nodes, until)
     graph = Graph()
-    new: dict[Node, Node] = {cut[0]: graph.placeholder("x")}
-    for node in nodes[nodes.index(cut[0]) + 1 :]:
+    new: dict[Node, Node] = {cut: graph.placeholder("x")}
+    for node in nodes[nodes.index(cut) + 1 : nodes.index(last) + 1]:
         sources = node.all_input_nodes
         if node.op == "get_attr" or any(source in new and new[source].op != "get_attr" for source in sources):
             if around := [source for source in sources if source not in new]:
@@ -55,6 +63,10 @@ def above(model: nn.Module, place: str) -> GraphModule:
                     "that everything flows through"
                 )
             new[node] = graph.node_copy(node, lambda old: new[old])
+    if last not in new:
+        raise ValueError(f"{until} of {type(model).__name__} does not lie above {place or 'the input'}")
+    if until is not None:
+        graph.output(new[last])
     rest = GraphModule(model, graph)
     rest.graph.eliminate_dead_code()
     rest.delete_all_unused_submodules()
@@ -62,18 +74,20 @@ def above(model: nn.Module, place: str) -> GraphModule:
     return rest.eval()
 
 
+def _once(model: nn.Module, nodes: list[Node], place: str) -> Node:
+    """The node of a place that is called once."""
+    found = [node for node in nodes if (node.op == "placeholder" if not place else node.target == place)]
+    if len(found) != 1:
+        raise ValueError(
+            f"{place} of {type(model).__name__} is called {len(found)} times; name one that is called once"
+        )
+    return found[0]
+
+
 @torch.no_grad()
 def at(model: nn.Module, place: str, images: Images, batch_size: int = 100) -> Tensor:
-    """What the module `place` of a model in eval mode gives for each image: float `[n, ...]`; "" gives the images."""
-    if not place:
+    """What the module `place` of a model gives in eval mode for each image: float `[n, ...]`; `INPUT` is the images."""
+    if place == INPUT:
         return images.floats()
-    kept: list[Tensor] = []
-    handle = model.get_submodule(place).register_forward_hook(
-        lambda _module, _inputs, output: kept.append(output.clone())
-    )
-    try:
-        for batch in images.images.split(batch_size):
-            model(to_floats(batch))
-    finally:
-        handle.remove()
-    return torch.cat(kept)
+    below = above(model, INPUT, until=place)
+    return torch.cat([below(batch) for batch in images.floats().split(batch_size)])
