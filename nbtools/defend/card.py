@@ -191,9 +191,11 @@ def suspected(history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> l
     unlearned = [row for row in history if row.get("stage") == "unlearn"]
     if not unlearned:
         return []
-    place, name = unlearned[0]["place"], classes[unlearned[0]["suspect"]]
-    sure = any(row["place"] == place and row["outlier"] > row["bar"] for row in asked)
-    how = "stood out" if sure else "came nearest to standing out, and unlearning it hardly moved other answers"
+    suspect = unlearned[0]["suspect"]
+    told = max(asked, key=lambda row: row["outlier"] / row["bar"])
+    where = {"image": "of the image", "together": "of the image and one of the maps"}
+    how = where.get(told["place"], f"of the maps at {told['place']}")
     return [
-        f"The class {name} {how}: one shift at {place} sends other images to it too easily. The shift was unlearned."
+        f"The class {classes[suspect]} stood out: one shift {how} sends other images to it too easily. The shift was "
+        "unlearned."
     ]

@@ -65,13 +65,12 @@ class ShiftUnlearning:
     1. *Prune* by the suspiciousness score, so gently that no clean accuracy is lost.
     2. *Ask* at each place of the network, and for each class, how far the best universal shift of a given length drives
        all images of other classes towards this class: the mean margin of its logit. The length is the one at which the
-       middle class is just reached. A class is suspected where its margin is an outlier among the others' by a t-test
-       at `level`, corrected for the number of classes and places; the one that stands out most, if any.
+       middle class is just reached. The places where shifts are unlearned are asked together as well: by the mean of
+       their standardised margins. A class is suspected where it is an outlier among the others by a t-test at `level`,
+       corrected for the number of classes and questions; the one that stands out most, if any.
     3. *Unlearn*: the last stage alone is tuned, so that images that a shift towards the suspect moves, in their pixels
        or in the maps below that stage, get the answers that the model gave to them unmoved, and blends of two images'
-       maps the answers that it gave to those. Batch norms keep their statistics. Where no class is suspected, the one
-       that comes nearest is *tried* with one half of the images, and unlearned only if the answers to the other half
-       hardly change: to unlearn a backdoor's shift costs the clean task little, to unlearn a natural one more.
+       maps the answers that it gave to those. Batch norms keep their statistics.
 
     Args:
         prune: the first step; its `fine_tune` is not used.
@@ -82,12 +81,10 @@ class ShiftUnlearning:
         level: probability that a class is suspected by chance, in (0, 1).
         paces: steps in which the length is reached that linear extrapolation gives the middle class, at least 2; at
             most twice as many are walked.
-        allowed: divergence, in nats, by which a trial may move the answers to images that it did not see; 0 or more,
-            and at 0 nothing is tried.
         reach: longest shift that is unlearned, as a multiple of the one at which the suspect is just reached, above 0;
             it is never longer than the one at which the middle class is.
         shifts: how many are unlearned at each place, each found on its own half of the images; at least 1.
-        steps: of Adam; 0 unlearns nothing. A trial makes half as many.
+        steps: of Adam; 0 unlearns nothing.
         lr: Adam's learning rate times the number of channels at the last place; it falls linearly to 0. A step moves
             each weight by as much, and an output by as much as there are inputs (Yang et al., arXiv 2203.03466).
         batch_size: images a step, at least 1.
@@ -108,7 +105,6 @@ class ShiftUnlearning:
     unlearned: tuple[str, ...] = (INPUT, "layer3")
     level: float = 0.05
     paces: int = 6
-    allowed: float = 0.1
     reach: float = 2.0
     shifts: int = 4
     steps: int = 90
@@ -122,10 +118,10 @@ class ShiftUnlearning:
     def __post_init__(self) -> None:
         counts = self.paces >= 2 and min(self.shifts, self.batch_size) >= 1 and min(self.steps, self.copies) >= 0
         finite = all(0 < value < math.inf for value in (self.lr, self.temperature, self.reach))
-        weights = 0 <= self.weight < math.inf and self.allowed >= 0
+        weights = 0 <= self.weight < math.inf
         if not (counts and finite and weights and 0 < self.level < 1):
             raise ValueError(
-                "paces >= 2, shifts and batch_size >= 1, steps, copies, weight and allowed >= 0, lr, temperature and "
+                "paces >= 2, shifts and batch_size >= 1, steps, copies and weight >= 0, lr, temperature and "
                 f"reach > 0 and level in (0, 1) are needed, got {self}"
             )
         if not self.unlearned or not set(self.unlearned) <= set(self.places):
@@ -137,11 +133,10 @@ class ShiftUnlearning:
 
         Returns:
             mask and scores are those of the first step; `untuned` is the pruned copy where something was unlearned. The
-            history has one row a place: stage "ask", place ("image" is the input), length (of the shifts, root mean
-            square over the maps' positions in standard deviations), suspect (the class that stands out most there),
-            outlier (its t value), bar (above which it counts); then the trial's row, if there was one: stage "try",
-            suspect, change (the divergence in nats), kept; then, where something is unlearned, one row a step: stage
-            "unlearn", suspect, step, loss.
+            history has one row a question: stage "ask", place ("image" is the input, "together" those where shifts are
+            unlearned), length (of the shifts, root mean square over the maps' positions in standard deviations; 0 for
+            "together"), suspect (the class that stands out most there), outlier (its t value), bar (above which it
+            counts); then, where something is unlearned, one row a step: stage "unlearn", suspect, step, loss.
 
         Raises:
             ValueError: for images or a model that `nbtools.defender.learning.check_inputs` refuses, or a place that
@@ -162,18 +157,18 @@ class ShiftUnlearning:
         mask, twin = Mask(kept), copy.deepcopy(model).eval()
         apply(twin, mask)
         asked = [self._ask(before, place, clean) for place in self.places]
-        history, scores = [self._told(place) for place in asked], self.prune.scores(parts)
-        asked = [place for place in asked if place.place in self.unlearned]
+        ends = {place.place or "image": place.margins[-1] for place in asked}
+        if len(self.unlearned) > 1:
+            both = [end for place, end in zip(asked, ends.values(), strict=True) if place.place in self.unlearned]
+            ends["together"] = torch.stack([(end - end.mean()) / end.std().clamp_min(1e-12) for end in both]).mean(0)
+        lengths = {place.place or "image": place.length for place in asked}
+        history = [self._told(place, end, len(ends), lengths.get(place, 0.0)) for place, end in ends.items()]
+        scores, asked = self.prune.scores(parts), [place for place in asked if place.place in self.unlearned]
         found = max(history, key=lambda row: row["outlier"] / row["bar"])
-        suspect, sure = found["suspect"], found["outlier"] > found["bar"]
-        if not self.steps or not (sure or (self.allowed and len(clean) > 1)):
+        if not self.steps or found["outlier"] <= found["bar"]:
             return Repair(twin, mask, scores, history)
-        if not sure:
-            history.append(self._try(before, twin, mask, clean, asked, suspect))
-            if not history[-1]["kept"]:
-                return Repair(twin, mask, scores, history)
         untuned = copy.deepcopy(twin)
-        history += self._unlearn(before, twin, mask, clean, asked, suspect, self.steps)
+        history += self._unlearn(before, twin, mask, clean, asked, found["suspect"])
         check_learned(twin)
         return Repair(twin, mask, scores, history, untuned=untuned, tuned_steps=self.steps)
 
@@ -186,29 +181,17 @@ class ShiftUnlearning:
         margins, pace = walk(top, halves, scale, every, self.paces, 1.0 if place == INPUT else math.inf)
         return _Asked(place, scale, margins, pace)
 
-    def _told(self, asked: _Asked) -> dict[str, Any]:
+    def _told(self, place: str, margins: Tensor, places: int, length: float) -> dict[str, Any]:
         """A place's row in the history."""
-        outliers, classes = t_values(asked.margins[-1]), asked.margins.shape[1]
+        outliers, classes = t_values(margins), len(margins)
         return {
             "stage": "ask",
-            "place": asked.place or "image",
-            "length": asked.length,
+            "place": place,
+            "length": length,
             "suspect": int(outliers.argmax()),
             "outlier": float(outliers.max()),
-            "bar": float(student_t.ppf(1 - self.level / (classes * len(self.places)), max(classes - 2, 1))),
+            "bar": float(student_t.ppf(1 - self.level / (classes * places), max(classes - 2, 1))),
         }
-
-    def _try(
-        self, before: nn.Module, pruned: nn.Module, mask: Mask, clean: Images, asked: list[_Asked], suspect: int
-    ) -> dict[str, Any]:
-        """What it costs on one half of the images to unlearn with the other: the row of a trial."""
-        half = torch.zeros(len(clean), dtype=torch.bool, device=clean.images.device)
-        half[self._halves(len(clean), 1, half.device)[0][: len(clean) // 2]] = True
-        twin, held = copy.deepcopy(pruned), clean.subset(~half)
-        self._unlearn(before, twin, mask, clean.subset(half), asked, suspect, (self.steps + 1) // 2)
-        change = float(_divergence(pruned, twin, held))
-        change = change if math.isfinite(change) else math.inf
-        return {"stage": "try", "suspect": suspect, "change": change, "kept": change <= self.allowed}
 
     def _forced(self, twin: nn.Module, more: Images, count: int, asked: _Asked, suspect: int, seed: int) -> Tensor:
         """What reaches the last place when the images are shifted at one: each image twice, `[2n, c, h, w]`."""
@@ -237,7 +220,6 @@ class ShiftUnlearning:
         clean: Images,
         asked: list[_Asked],
         suspect: int,
-        steps: int,
     ) -> list[dict[str, Any]]:
         """Tune, in place, what lies above the last place; one row a step."""
         generator, device, last = torch.Generator().manual_seed(self.seed), clean.images.device, self.unlearned[-1]
@@ -254,8 +236,8 @@ class ShiftUnlearning:
             weight.requires_grad_(True)
         lr = self.lr / taught.shape[1]
         optimizer, losses, again = torch.optim.Adam(weights, lr), list[Tensor](), hold(twin, mask)
-        for step in range(steps):
-            optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+        for step in range(self.steps):
+            optimizer.param_groups[0]["lr"] = lr * (1 - step / self.steps)
             one, two, moved = (
                 torch.randint(high, (self.batch_size,), generator=generator).to(device)
                 for high in (len(taught), len(taught), len(forced))
@@ -277,7 +259,9 @@ class ShiftUnlearning:
             weight.requires_grad_(flag)
         values = torch.stack(losses).tolist()
         if not all(map(math.isfinite, values)):
-            raise DivergedError(f"the unlearning's loss is {values[-1]} after {steps} steps; try an lr below {self.lr}")
+            raise DivergedError(
+                f"the unlearning's loss is {values[-1]} after {self.steps} steps; try an lr below {self.lr}"
+            )
         told = {"stage": "unlearn", "suspect": suspect}
         return [{**told, "step": step, "loss": value} for step, value in enumerate(values, start=1)]
 
@@ -293,10 +277,3 @@ class ShiftUnlearning:
             order = torch.randperm(count, generator=generator).to(device)
             halves += [order[: (count + 1) // 2], order[count // 2 :]]
         return halves[:many]
-
-
-@torch.no_grad()
-def _divergence(before: nn.Module, after: nn.Module, images: Images) -> Tensor:
-    """How far the answers of two models in eval mode lie apart: mean Kullback-Leibler divergence in nats."""
-    first, second = (F.log_softmax(answers(model, images), 1) for model in (before, after))
-    return F.kl_div(second, first, reduction="batchmean", log_target=True)
