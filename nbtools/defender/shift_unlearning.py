@@ -35,12 +35,14 @@ class _Asked:
         place: its name.
         scale: spread of its maps, `[1, c, 1, 1]`.
         margins: on the way of each class's shift, `[steps + 1, classes]`.
+        end: those at the end, over images that the shifts were not found on, `[classes]`.
         pace: length of a step.
     """
 
     place: str
     scale: Tensor
     margins: Tensor
+    end: Tensor
     pace: float
 
     @property
@@ -64,10 +66,10 @@ class ShiftUnlearning:
 
     1. *Prune* by the suspiciousness score, so gently that no clean accuracy is lost.
     2. *Ask* at each place of the network, and for each class, how far the best universal shift of a given length drives
-       all images of other classes towards this class: the mean margin of its logit. The length is the one at which the
-       middle class is just reached. The places where shifts are unlearned are asked together as well: by the mean of
-       their standardised margins. A class is suspected where it is an outlier among the others by a t-test at `level`,
-       corrected for the number of classes and questions; the one that stands out most, if any.
+       images of other classes, on which it was not found, towards this class: the mean margin of its logit. The length
+       is the one at which the middle class is just reached. The places where shifts are unlearned are asked together as
+       well: by the mean of their standardised margins. A class is suspected where it is an outlier among the others by
+       a t-test at `level`, corrected for the number of classes and questions; the one that stands out most, if any.
     3. *Unlearn*: the last stage alone is tuned, so that images that a shift towards the suspect moves, in their pixels
        or in the maps below that stage, get the answers that the model gave to them unmoved, and blends of two images'
        maps the answers that it gave to those. Batch norms keep their statistics.
@@ -157,7 +159,7 @@ class ShiftUnlearning:
         mask, twin = Mask(kept), copy.deepcopy(model).eval()
         apply(twin, mask)
         asked = [self._ask(before, place, clean) for place in self.places]
-        ends = {place.place or "image": place.margins[-1] for place in asked}
+        ends = {place.place or "image": place.end for place in asked}
         if len(self.unlearned) > 1:
             both = [end for place, end in zip(asked, ends.values(), strict=True) if place.place in self.unlearned]
             ends["together"] = torch.stack([(end - end.mean()) / end.std().clamp_min(1e-12) for end in both]).mean(0)
@@ -178,8 +180,8 @@ class ShiftUnlearning:
         classes, scale = top(maps[:1]).shape[1], spread(maps)
         halves = [(maps[half], clean.labels[half]) for half in self._halves(len(maps), 2, maps.device)]
         every = torch.arange(classes, device=maps.device)
-        margins, pace = walk(top, halves, scale, every, self.paces, 1.0 if place == INPUT else math.inf)
-        return _Asked(place, scale, margins, pace)
+        margins, end, pace = walk(top, halves, scale, every, self.paces, 1.0 if place == INPUT else math.inf)
+        return _Asked(place, scale, margins, end, pace)
 
     def _told(self, place: str, margins: Tensor, places: int, length: float) -> dict[str, Any]:
         """A place's row in the history."""

@@ -60,23 +60,39 @@ def crossing(margins: Sequence[float]) -> float:
     return float(len(margins) - 1)
 
 
+def _margins(
+    top: nn.Module, maps: Tensor, others: Tensor, shifts: Tensor, scale: Tensor, classes: Tensor, highest: float
+) -> Tensor:
+    """Mean margin of each class over the images of other classes, `[k]`."""
+    tried = shifted(maps[None], scale[None] * shifts[:, None], highest)
+    tried = tried.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    with autocast(maps.device):
+        logits = top(tried).float().unflatten(0, (len(classes), len(maps)))
+    return (margins_towards(logits, classes) * others).sum(1)
+
+
 def _slopes(
     top: nn.Module, maps: Tensor, others: Tensor, shifts: Tensor, scale: Tensor, classes: Tensor, highest: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean margin of each class over the images of other classes `[k]`, and its gradient by the shifts."""
+    """`_margins`, and their gradient by the shifts; about a hundred images at a time."""
     margins, slopes = [], []
     for part in torch.arange(len(classes), device=maps.device).split(max(1, 100 // len(maps))):
         moved = shifts[part].requires_grad_(True)
         with torch.enable_grad():
-            tried = shifted(maps[None], scale[None] * moved[:, None], highest)
-            tried = tried.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-            with autocast(maps.device):
-                logits = top(tried).float().unflatten(0, (len(part), len(maps)))
-            values = (margins_towards(logits, classes[part]) * others[part]).sum(1)
+            values = _margins(top, maps, others[part], moved, scale, classes[part], highest)
             (slope,) = torch.autograd.grad(values.sum(), moved)
         margins.append(values.detach())
         slopes.append(slope)
     return torch.cat(margins), torch.cat(slopes)
+
+
+@torch.no_grad()
+def _judged(
+    top: nn.Module, maps: Tensor, others: Tensor, shifts: Tensor, scale: Tensor, classes: Tensor, highest: float
+) -> Tensor:
+    """`_margins` without a gradient; about a hundred images at a time."""
+    each = torch.arange(len(classes), device=maps.device).split(max(1, 100 // len(maps)))
+    return torch.cat([_margins(top, maps, others[part], shifts[part], scale, classes[part], highest) for part in each])
 
 
 def _others(labels: Tensor, classes: Tensor) -> Tensor:
@@ -97,13 +113,13 @@ def walk(
     classes: Tensor,
     paces: int,
     highest: float = math.inf,
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, Tensor, float]:
     """Margins on the way of each class's universal shift, grown from nothing by steps along the gradient.
 
     Args:
         top: maps to logits.
         parts: maps `[n, c, h, w]` of clean images and their labels `[n]`; each part has shifts of its own, and their
-            margins are averaged.
+            margins are averaged. At the end those of one part are judged by the images of the next.
         scale: `[1, c, 1, 1]`, in which shifts are measured.
         classes: `[k]`.
         paces: steps to the length that linear extrapolation gives the middle class; twice as many are walked, fewer
@@ -111,8 +127,9 @@ def walk(
         highest: what no shifted value may exceed.
 
     Returns:
-        Mean margins over images of other classes, a row a step from 0 on: `[steps + 1, k]`; and the length of a step,
-        the root mean square over the positions.
+        Mean margins over images of other classes, a row a step from 0 on: `[steps + 1, k]`; those at the end over
+        images that the shifts were not found on, `[k]`; and the length of a step, the root mean square over the
+        positions.
     """
     shape = parts[0][0].shape[1:]
     size = math.sqrt(shape[1] * shape[2])
@@ -131,7 +148,11 @@ def walk(
             steepness = torch.stack([slope.flatten(1).norm(dim=1) for slope in slopes]).mean(0) * size
             pace = float((-margins / steepness.clamp_min(1e-20)).median().clamp_min(1e-6)) / paces
         if len(rows) > 2 * paces or float(margins.median()) >= 0:
-            return torch.stack(rows), pace
+            judged = [
+                _judged(top, maps, others, shift, scale, classes, highest)
+                for (maps, _), others, shift in zip(parts, weights, shifts[-1:] + shifts[:-1], strict=True)
+            ]
+            return torch.stack(rows), torch.stack(judged).mean(0), pace
         shifts = [shift + pace * size * _direction(slope) for shift, slope in zip(shifts, slopes, strict=True)]
 
 

@@ -64,7 +64,8 @@ def test_on_a_linear_network_the_walk_is_a_straight_line() -> None:
     weight = drawn(2, 6)
     maps, labels = drawn(1, 6, 1, 1, seed=1), torch.tensor([0])
     scale = torch.full((1, 6, 1, 1), 2.0)
-    margins, pace = walk(Linear(weight), [(maps, labels)], scale, torch.tensor([1]), paces=4)
+    margins, judged, pace = walk(Linear(weight), [(maps, labels)], scale, torch.tensor([1]), paces=4)
+    torch.testing.assert_close(judged, margins[-1])
     start = float((weight[1] - weight[0]) @ maps.flatten())
     slope = 2 * float((weight[1] - weight[0]).norm())
     expected = [start + step * pace * slope for step in range(len(margins))]
@@ -72,6 +73,28 @@ def test_on_a_linear_network_the_walk_is_a_straight_line() -> None:
     if start < 0:
         assert pace == pytest.approx(-start / slope / 4)
         assert margins[-1, 0] == pytest.approx(0, abs=1e-5) or len(margins) in (5, 6)
+
+
+def test_a_shift_is_judged_by_images_that_it_was_not_found_on() -> None:
+    """Two images, two halves: each one's shift is along its own gradient, and its margin is that of the other."""
+    weights = [drawn(2, 6, seed=seed) for seed in (2, 3)]
+
+    class Own(nn.Module):
+        """Linear in the maps, by another weight where the first value is negative."""
+
+        def forward(self, maps: Tensor) -> Tensor:
+            flat = maps.flatten(1)
+            return torch.where(flat[:, :1] >= 0, flat @ weights[0].T, flat @ weights[1].T)
+
+    images = [drawn(1, 6, 1, 1, seed=4).abs() + 30, -drawn(1, 6, 1, 1, seed=5).abs() - 30]
+    halves = [(image, torch.tensor([0])) for image in images]
+    margins, judged, pace = walk(Own(), halves, torch.ones(1, 6, 1, 1), torch.tensor([1]), paces=2)
+    way = pace * (len(margins) - 1)
+    slopes = [weight[1] - weight[0] for weight in weights]
+    moved = [images[k].flatten() + way * slopes[1 - k] / slopes[1 - k].norm() for k in (0, 1)]
+    expected = sum(float(slopes[k] @ moved[k]) for k in (0, 1)) / 2
+    assert float(judged) == pytest.approx(expected, rel=1e-4)
+    assert way > 0 and float(judged) < float(margins[-1])
 
 
 @pytest.mark.parametrize("highest", [1.0, math.inf])
