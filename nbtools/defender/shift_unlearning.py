@@ -105,7 +105,7 @@ class ShiftUnlearning:
     pruned: tuple[str, ...] = ("layer2", "layer3")
     places: tuple[str, ...] = (INPUT, "layer1", "layer3")
     unlearned: tuple[str, ...] = (INPUT, "layer3")
-    level: float = 0.05
+    level: float = 0.01
     paces: int = 6
     reach: float = 2.0
     shifts: int = 4

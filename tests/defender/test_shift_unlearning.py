@@ -154,7 +154,7 @@ def tinted(count: int = 40) -> Images:
 
 
 BARELY = ShiftUnlearning(
-    Suspiciousness(mu=50.0, fine_tune=None), (), ("bn1",), ("bn1",), steps=2, batch_size=4, copies=1
+    Suspiciousness(mu=50.0, fine_tune=None), (), ("bn1",), ("bn1",), level=0.05, steps=2, batch_size=4, copies=1
 )
 DEFENCE = replace(BARELY, steps=60, lr=0.16, batch_size=50, weight=1.0)
 
