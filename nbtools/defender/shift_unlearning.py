@@ -27,6 +27,11 @@ from nbtools.networks.above import INPUT, above, at
 from nbtools.networks.training import DivergedError, augment, autocast
 
 
+def _highest(place: str) -> float:
+    """What no value at a place may exceed: images end at 1."""
+    return 1.0 if place == INPUT else math.inf
+
+
 @dataclass(frozen=True, eq=False)
 class _Asked:
     """What a place answered.
@@ -48,7 +53,7 @@ class _Asked:
     @property
     def highest(self) -> float:
         """What no value there may exceed."""
-        return 1.0 if self.place == INPUT else math.inf
+        return _highest(self.place)
 
     @property
     def length(self) -> float:
@@ -180,7 +185,7 @@ class ShiftUnlearning:
         classes, scale = top(maps[:1]).shape[1], spread(maps)
         halves = [(maps[half], clean.labels[half]) for half in self._halves(len(maps), 2, maps.device)]
         every = torch.arange(classes, device=maps.device)
-        margins, end, pace = walk(top, halves, scale, every, self.paces, 1.0 if place == INPUT else math.inf)
+        margins, end, pace = walk(top, halves, scale, every, self.paces, _highest(place))
         return _Asked(place, scale, margins, end, pace)
 
     def _told(self, place: str, margins: Tensor, places: int, length: float) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def above(model: nn.Module, place: str, until: str | None = None) -> GraphModule
             lie above it.
     """
     names = [name for name, _ in model.named_modules()]
-    for name in {place, until or INPUT}:
+    for name in (place, until or INPUT):
         if name not in names:
             parts = ", ".join(name for name, _ in model.named_children())
             raise ValueError(f"{type(model).__name__} has no {name!r}; its parts are {parts}")
