@@ -193,8 +193,7 @@ def suspected(history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> l
         return []
     suspect = unlearned[0]["suspect"]
     told = max(asked, key=lambda row: row["outlier"] / row["bar"])
-    where = {"image": "of the image", "together": "of the image and one of the maps"}
-    how = where.get(told["place"], f"of the maps at {told['place']}")
+    how = "of the image" if told["place"] == "image" else f"of the maps at {told['place']}"
     return [
         f"The class {classes[suspect]} stood out: one shift {how} sends other images to it too easily. The shift was "
         "unlearned."

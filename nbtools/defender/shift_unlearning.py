@@ -1,8 +1,9 @@
 """Prune gently, find the class that one shift of the maps forces too easily, and unlearn that shift [ours].
 
 A trigger moves the maps of a network nearly the same way in every image. So one *universal shift*, added to the maps of
-all clean images at some place of the network, sends them to the target class, and it need not be large. No other class
-can be forced so cheaply: that tells the class, without a trigger. Where no class stands out, nothing is unlearned.
+all clean images at some place of the network, sends them to the target class, and it need not be large. A natural class
+can be forced as well, but not from everywhere: the images that resist most tell the two apart, without a trigger. Where
+no class stands out, nothing is unlearned.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from nbtools.data.images import Images
 from nbtools.defender.learning import answers, check_inputs, check_learned
 from nbtools.defender.pruning import Mask, apply, hold
 from nbtools.defender.repair import Repair, measured
-from nbtools.defender.shifts import crossing, shift, shifted, spread, t_values, walk
+from nbtools.defender.shifts import Searched, Walked, shift, shifted, spread, t_values, walk
 from nbtools.defender.suspiciousness import Suspiciousness
 from nbtools.networks.above import INPUT, above, at
 from nbtools.networks.training import DivergedError, augment, autocast
@@ -39,30 +40,12 @@ class _Asked:
     Args:
         place: its name.
         scale: spread of its maps, `[1, c, 1, 1]`.
-        margins: on the way of each class's shift, `[steps + 1, classes]`.
-        end: those at the end, over images that the shifts were not found on, `[classes]`.
-        pace: length of a step.
+        walked: how far each class's shift goes.
     """
 
     place: str
     scale: Tensor
-    margins: Tensor
-    end: Tensor
-    pace: float
-
-    @property
-    def highest(self) -> float:
-        """What no value there may exceed."""
-        return _highest(self.place)
-
-    @property
-    def length(self) -> float:
-        """Of the whole way, on which the middle class is just reached."""
-        return self.pace * (len(self.margins) - 1)
-
-    def radius(self, suspect: int) -> float:
-        """The length at which a class is just reached, or that of the whole way."""
-        return self.pace * crossing(self.margins[:, suspect].tolist())
+    walked: Walked
 
 
 @dataclass(frozen=True)
@@ -71,10 +54,10 @@ class ShiftUnlearning:
 
     1. *Prune* by the suspiciousness score, so gently that no clean accuracy is lost.
     2. *Ask* at each place of the network, and for each class, how far the best universal shift of a given length drives
-       images of other classes, on which it was not found, towards this class: the mean margin of its logit. The length
-       is the one at which the middle class is just reached. The places where shifts are unlearned are asked together as
-       well: by the mean of their standardised margins. A class is suspected where it is an outlier among the others by
-       a t-test at `level`, corrected for the number of classes and questions; the one that stands out most, if any.
+       images of other classes, on which it was not found, towards this class: the margin of its logit, of which the
+       mean over the harder half of the images counts. The lengths are parts of the way on which the middle class is
+       just reached. A class is suspected where it is an outlier among the others by a t-test at `level`, corrected for
+       the number of classes, places and lengths; the one that stands out most, if any.
     3. *Unlearn*: the last stage alone is tuned, so that images that a shift towards the suspect moves, in their pixels
        or in the maps below that stage, get the answers that the model gave to them unmoved, and blends of two images'
        maps the answers that it gave to those. Batch norms keep their statistics.
@@ -82,10 +65,10 @@ class ShiftUnlearning:
     Args:
         prune: the first step; its `fine_tune` is not used.
         pruned: names, or beginnings of names, of the convolutions that may be pruned; none is everything.
-        places: modules whose output is shifted to find the suspect, from below to above; "" is the image. Everything
-            must flow through them.
-        unlearned: those at which shifts are unlearned, in the same order; what lies above the last one is tuned.
+        places: modules whose output is shifted, from below to above; "" is the image. Everything must flow through
+            them, and what lies above the last one is tuned.
         level: probability that a class is suspected by chance, in (0, 1).
+        judged: parts of the way to the middle class at which the classes are compared, in (0, 1].
         paces: steps in which the length is reached that linear extrapolation gives the middle class, at least 2; at
             most twice as many are walked.
         reach: longest shift that is unlearned, as a multiple of the one at which the suspect is just reached, above 0;
@@ -108,10 +91,10 @@ class ShiftUnlearning:
         default_factory=lambda: Suspiciousness(mu=3.0, saliency="cross_entropy", fine_tune=None)
     )
     pruned: tuple[str, ...] = ("layer2", "layer3")
-    places: tuple[str, ...] = (INPUT, "layer1", "layer3")
-    unlearned: tuple[str, ...] = (INPUT, "layer3")
-    level: float = 0.01
-    paces: int = 6
+    places: tuple[str, ...] = (INPUT, "layer3")
+    level: float = 0.02
+    judged: tuple[float, ...] = (0.5, 1.0)
+    paces: int = 4
     reach: float = 2.0
     shifts: int = 4
     steps: int = 90
@@ -131,8 +114,10 @@ class ShiftUnlearning:
                 "paces >= 2, shifts and batch_size >= 1, steps, copies and weight >= 0, lr, temperature and "
                 f"reach > 0 and level in (0, 1) are needed, got {self}"
             )
-        if not self.unlearned or not set(self.unlearned) <= set(self.places):
-            raise ValueError(f"`unlearned` must name one of `places` or more, got {self.unlearned} of {self.places}")
+        if not self.places:
+            raise ValueError('`places` must name a module or more; "" is the image')
+        if not self.judged or not all(0 < part <= 1 for part in self.judged):
+            raise ValueError(f"`judged` must hold parts of the way, in (0, 1], got {self.judged}")
 
     @measured
     def __call__(self, model: nn.Module, clean: Images) -> Repair:
@@ -140,10 +125,10 @@ class ShiftUnlearning:
 
         Returns:
             mask and scores are those of the first step; `untuned` is the pruned copy where something was unlearned. The
-            history has one row a question: stage "ask", place ("image" is the input, "together" those where shifts are
-            unlearned), length (of the shifts, root mean square over the maps' positions in standard deviations; 0 for
-            "together"), suspect (the class that stands out most there), outlier (its t value), bar (above which it
-            counts); then, where something is unlearned, one row a step: stage "unlearn", suspect, step, loss.
+            history has one row a place: stage "ask", place ("image" is the input), length (of the shifts, root mean
+            square over the maps' positions in standard deviations), suspect (the class that stands out most there),
+            outlier (its largest t value at the judged lengths), bar (above which it counts); then, where something is
+            unlearned, one row a step: stage "unlearn", suspect, step, loss.
 
         Raises:
             ValueError: for images or a model that `nbtools.defender.learning.check_inputs` refuses, or a place that
@@ -153,7 +138,7 @@ class ShiftUnlearning:
         check_inputs(model, clean)
         before = copy.deepcopy(model).eval().requires_grad_(False)
         for place in self.places:  # refused before any work
-            above(before, place, self.unlearned[-1] if place in self.unlearned[:-1] else None)
+            above(before, place, None if place == self.places[-1] else self.places[-1])
         if not bool(torch.isfinite(answers(before, clean)).all()):
             raise DivergedError("the model's answers to the clean images hold nan or inf")
         parts = self.prune.components(model, clean)
@@ -164,14 +149,8 @@ class ShiftUnlearning:
         mask, twin = Mask(kept), copy.deepcopy(model).eval()
         apply(twin, mask)
         asked = [self._ask(before, place, clean) for place in self.places]
-        ends = {place.place or "image": place.end for place in asked}
-        if len(self.unlearned) > 1:
-            both = [end for place, end in zip(asked, ends.values(), strict=True) if place.place in self.unlearned]
-            ends["together"] = torch.stack([(end - end.mean()) / end.std().clamp_min(1e-12) for end in both]).mean(0)
-        lengths = {place.place or "image": place.length for place in asked}
-        history = [self._told(place, end, len(ends), lengths.get(place, 0.0)) for place, end in ends.items()]
-        scores, asked = self.prune.scores(parts), [place for place in asked if place.place in self.unlearned]
-        found = max(history, key=lambda row: row["outlier"] / row["bar"])
+        history = [self._told(place) for place in asked]
+        found, scores = max(history, key=lambda row: row["outlier"]), self.prune.scores(parts)
         if not self.steps or found["outlier"] <= found["bar"]:
             return Repair(twin, mask, scores, history)
         untuned = copy.deepcopy(twin)
@@ -182,41 +161,43 @@ class ShiftUnlearning:
     def _ask(self, before: nn.Module, place: str, clean: Images) -> _Asked:
         """Walk the shifts of all classes at a place."""
         maps, top = at(before, place, clean), above(before, place)
-        classes, scale = top(maps[:1]).shape[1], spread(maps)
-        halves = [(maps[half], clean.labels[half]) for half in self._halves(len(maps), 2, maps.device)]
-        every = torch.arange(classes, device=maps.device)
-        margins, end, pace = walk(top, halves, scale, every, self.paces, _highest(place))
-        return _Asked(place, scale, margins, end, pace)
+        classes, scale = torch.arange(top(maps[:1]).shape[1], device=maps.device), spread(maps)
+        halves = [
+            Searched(top, maps[half], clean.labels[half], scale, classes, _highest(place))
+            for half in self._halves(len(maps), 2, maps.device)
+        ]
+        return _Asked(place, scale, walk(halves, self.paces, self.judged))
 
-    def _told(self, place: str, margins: Tensor, places: int, length: float) -> dict[str, Any]:
+    def _told(self, asked: _Asked) -> dict[str, Any]:
         """A place's row in the history."""
-        outliers, classes = t_values(margins), len(margins)
+        outliers = torch.stack([t_values(margins) for margins in asked.walked.margins])
+        classes = outliers.shape[1]
         return {
             "stage": "ask",
-            "place": place,
-            "length": length,
-            "suspect": int(outliers.argmax()),
+            "place": asked.place or "image",
+            "length": asked.walked.length,
+            "suspect": int(outliers.amax(0).argmax()),
             "outlier": float(outliers.max()),
-            "bar": float(student_t.ppf(1 - self.level / (classes * places), max(classes - 2, 1))),
+            "bar": float(student_t.ppf(1 - self.level / (outliers.numel() * len(self.places)), max(classes - 2, 1))),
         }
 
     def _forced(self, twin: nn.Module, more: Images, count: int, asked: _Asked, suspect: int, seed: int) -> Tensor:
         """What reaches the last place when the images are shifted at one: each image twice, `[2n, c, h, w]`."""
-        generator, place, scale = torch.Generator().manual_seed(seed), asked.place, asked.scale
-        maps, top, last = at(twin, place, more), above(twin, place), self.unlearned[-1]
+        generator, scale, highest = torch.Generator().manual_seed(seed), asked.scale, _highest(asked.place)
+        maps, top, last = at(twin, asked.place, more), above(twin, asked.place), self.places[-1]
         only = torch.tensor([suspect], device=maps.device)
-        length = min(asked.length, self.reach * asked.radius(suspect))
+        length = min(asked.walked.length, self.reach * float(asked.walked.radii[suspect]))
         parts = self._halves(count, self.shifts, maps.device)
         shifts = torch.cat(
-            [shift(top, maps[part], more.labels[part], scale, only, length, asked.highest) for part in parts]
+            [shift(Searched(top, maps[part], more.labels[part], scale, only, highest), length) for part in parts]
         )
-        between = nn.Identity() if place == last else above(twin, place, last)
+        between = nn.Identity() if asked.place == last else above(twin, asked.place, last)
         forced = list[Tensor]()
         for part in torch.arange(len(maps), device=maps.device).repeat(2).split(100):
             which = torch.randint(len(shifts), (len(part),), generator=generator).to(maps.device)
             far = 0.5 + 0.5 * torch.rand(len(part), 1, 1, 1, generator=generator).to(maps.device)
             with torch.no_grad(), autocast(maps.device):
-                forced.append(between(shifted(maps[part], far * scale * shifts[which], asked.highest)).float())
+                forced.append(between(shifted(maps[part], far * scale * shifts[which], highest)).float())
         return torch.cat(forced)
 
     def _unlearn(
@@ -229,7 +210,7 @@ class ShiftUnlearning:
         suspect: int,
     ) -> list[dict[str, Any]]:
         """Tune, in place, what lies above the last place; one row a step."""
-        generator, device, last = torch.Generator().manual_seed(self.seed), clean.images.device, self.unlearned[-1]
+        generator, device, last = torch.Generator().manual_seed(self.seed), clean.images.device, self.places[-1]
         seen = [clean.images, *(augment(clean.images, generator) for _ in range(self.copies))]
         more = Images(torch.cat(seen), clean.labels.repeat(len(seen)), clean.classes)
         forced = torch.cat(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -60,45 +61,84 @@ def crossing(margins: Sequence[float]) -> float:
     return float(len(margins) - 1)
 
 
-def _margins(
-    top: nn.Module, maps: Tensor, others: Tensor, shifts: Tensor, scale: Tensor, classes: Tensor, highest: float
-) -> Tensor:
-    """Mean margin of each class over the images of other classes, `[k]`."""
-    tried = shifted(maps[None], scale[None] * shifts[:, None], highest)
-    tried = tried.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    with autocast(maps.device):
-        logits = top(tried).float().unflatten(0, (len(classes), len(maps)))
-    return (margins_towards(logits, classes) * others).sum(1)
+def harder(margins: Tensor, others: Tensor) -> Tensor:
+    """Mean over the harder half of the images, those with the smaller margins.
+
+    A trigger's shift moves every image; a natural one moves some far and leaves others: so the others decide.
+
+    Args:
+        margins: `[k, n]`.
+        others: `[k, n]`, bool: which images count; where none does, the mean is 0.
+
+    Returns:
+        `[k]`.
+    """
+    count = others.sum(1, keepdim=True).add(1).div(2, rounding_mode="floor")
+    ordered = margins.masked_fill(~others, math.inf).sort(1).values
+    kept = torch.arange(margins.shape[1], device=margins.device) < count
+    return ordered.where(kept, 0.0).sum(1) / count[:, 0].clamp_min(1)
 
 
-def _slopes(
-    top: nn.Module, maps: Tensor, others: Tensor, shifts: Tensor, scale: Tensor, classes: Tensor, highest: float
-) -> tuple[Tensor, Tensor]:
-    """`_margins`, and their gradient by the shifts; about a hundred images at a time."""
-    margins, slopes = [], []
-    for part in torch.arange(len(classes), device=maps.device).split(max(1, 100 // len(maps))):
-        moved = shifts[part].requires_grad_(True)
-        with torch.enable_grad():
-            values = _margins(top, maps, others[part], moved, scale, classes[part], highest)
-            (slope,) = torch.autograd.grad(values.sum(), moved)
-        margins.append(values.detach())
-        slopes.append(slope)
-    return torch.cat(margins), torch.cat(slopes)
+@dataclass(frozen=True, eq=False)
+class Searched:
+    """Where shifts are looked for.
 
+    Args:
+        top: maps to logits.
+        maps: `[n, c, h, w]`, of clean images.
+        labels: `[n]`.
+        scale: `[1, c, 1, 1]`, in which shifts are measured.
+        classes: `[k]`, those that images are driven towards.
+        highest: what no shifted value may exceed.
+    """
 
-@torch.no_grad()
-def _judged(
-    top: nn.Module, maps: Tensor, others: Tensor, shifts: Tensor, scale: Tensor, classes: Tensor, highest: float
-) -> Tensor:
-    """`_margins` without a gradient; about a hundred images at a time."""
-    each = torch.arange(len(classes), device=maps.device).split(max(1, 100 // len(maps)))
-    return torch.cat([_margins(top, maps, others[part], shifts[part], scale, classes[part], highest) for part in each])
+    top: nn.Module
+    maps: Tensor
+    labels: Tensor
+    scale: Tensor
+    classes: Tensor
+    highest: float = math.inf
 
+    @property
+    def size(self) -> float:
+        """Length of a shift whose root mean square over the positions is 1."""
+        return math.sqrt(self.maps.shape[2] * self.maps.shape[3])
 
-def _others(labels: Tensor, classes: Tensor) -> Tensor:
-    """Weight of each image in a class's mean: the same for all of other classes, none for its own `[k, n]`."""
-    others = (labels[None] != classes[:, None]).float()
-    return others / others.sum(1, keepdim=True).clamp_min(1)
+    @property
+    def others(self) -> Tensor:
+        """Which images are of another class: `[k, n]`, bool."""
+        return self.labels != self.classes[:, None]
+
+    def margins(self, shifts: Tensor, which: Tensor) -> Tensor:
+        """How far each image leads to some of the classes when it is shifted: `[len(which), n]`."""
+        tried = shifted(self.maps[None], self.scale[None] * shifts[:, None], self.highest)
+        tried = tried.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        with autocast(self.maps.device):
+            logits = self.top(tried).float().unflatten(0, (len(which), len(self.maps)))
+        return margins_towards(logits, self.classes[which])
+
+    def parts(self) -> Sequence[Tensor]:
+        """Indices of the classes, about a hundred images at a time."""
+        return torch.arange(len(self.classes), device=self.maps.device).split(max(1, 100 // len(self.maps)))
+
+    def slopes(self, shifts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean margins over all images and over the harder half `[k]`, and the latter's gradient by the shifts."""
+        every, half, slopes = list[Tensor](), list[Tensor](), list[Tensor]()
+        for part in self.parts():
+            moved, others = shifts[part].requires_grad_(True), self.others[part]
+            with torch.enable_grad():
+                margins = self.margins(moved, part)
+                values = harder(margins, others)
+                (slope,) = torch.autograd.grad(values.sum(), moved)
+            every.append(margins.detach().where(others, 0.0).sum(1) / others.sum(1).clamp_min(1))
+            half.append(values.detach())
+            slopes.append(slope)
+        return torch.cat(every), torch.cat(half), torch.cat(slopes)
+
+    @torch.no_grad()
+    def judged(self, shifts: Tensor) -> Tensor:
+        """Mean margins over the harder half, `[k]`."""
+        return torch.cat([harder(self.margins(shifts[part], part), self.others[part]) for part in self.parts()])
 
 
 def _direction(slopes: Tensor) -> Tensor:
@@ -106,74 +146,69 @@ def _direction(slopes: Tensor) -> Tensor:
     return slopes / slopes.flatten(1).norm(dim=1).clamp_min(1e-20)[:, None, None, None]
 
 
-def walk(
-    top: nn.Module,
-    parts: Sequence[tuple[Tensor, Tensor]],
-    scale: Tensor,
-    classes: Tensor,
-    paces: int,
-    highest: float = math.inf,
-) -> tuple[Tensor, Tensor, float]:
-    """Margins on the way of each class's universal shift, grown from nothing by steps along the gradient.
+@dataclass(frozen=True, eq=False)
+class Walked:
+    """How far each class's universal shift goes.
 
     Args:
-        top: maps to logits.
-        parts: maps `[n, c, h, w]` of clean images and their labels `[n]`; each part has shifts of its own, and their
-            margins are averaged. At the end those of one part are judged by the images of the next.
-        scale: `[1, c, 1, 1]`, in which shifts are measured.
-        classes: `[k]`.
-        paces: steps to the length that linear extrapolation gives the middle class; twice as many are walked, fewer
-            where the middle class is reached.
-        highest: what no shifted value may exceed.
-
-    Returns:
-        Mean margins over images of other classes, a row a step from 0 on: `[steps + 1, k]`; those at the end over
-        images that the shifts were not found on, `[k]`; and the length of a step, the root mean square over the
-        positions.
+        length: at which the middle class is just reached: the median over the classes of the mean margin is 0. Shifts
+            are measured by the root mean square over the positions.
+        radii: that at which each class is just reached, `length` where it is not, `[k]`.
+        margins: where the way is judged, over the harder half of the images that a shift was not found on,
+            `[len(judged), k]`.
     """
-    shape = parts[0][0].shape[1:]
-    size = math.sqrt(shape[1] * shape[2])
-    weights = [_others(labels, classes) for _, labels in parts]
-    shifts = [torch.zeros(len(classes), *shape, device=scale.device) for _ in parts]
-    rows, pace = list[Tensor](), 0.0
+
+    length: float
+    radii: Tensor
+    margins: Tensor
+
+
+def walk(halves: Sequence[Searched], paces: int, judged: Sequence[float] = (1.0,)) -> Walked:
+    """Grow each class's universal shift from nothing until the middle class is just reached.
+
+    Each step goes along the gradient of the mean margin over the harder half of the images.
+
+    Args:
+        halves: of the images; each has shifts of its own, and their margins are averaged. Those of one are judged by
+            the images of the next.
+        paces: steps to the length that linear extrapolation gives the middle class; at most twice as many are walked.
+        judged: parts of the way at which the shifts are judged, in (0, 1].
+    """
+    shifts = [torch.zeros(len(half.classes), *half.maps.shape[1:], device=half.maps.device) for half in halves]
+    way, rows, pace, size = [shifts], list[Tensor](), 0.0, halves[0].size
     while True:
-        found = [
-            _slopes(top, maps, others, shift, scale, classes, highest)
-            for (maps, _), others, shift in zip(parts, weights, shifts, strict=True)
-        ]
-        margins = torch.stack([margins for margins, _ in found]).mean(0)
-        slopes = [slopes for _, slopes in found]
-        rows.append(margins)
+        every, harder_ones, slopes = zip(*(h.slopes(s) for h, s in zip(halves, shifts, strict=True)), strict=True)
+        rows.append(torch.stack(every).mean(0))
         if len(rows) == 1:
             steepness = torch.stack([slope.flatten(1).norm(dim=1) for slope in slopes]).mean(0) * size
-            pace = float((-margins / steepness.clamp_min(1e-20)).median().clamp_min(1e-6)) / paces
-        if len(rows) > 2 * paces or float(margins.median()) >= 0:
-            judged = [
-                _judged(top, maps, others, shift, scale, classes, highest)
-                for (maps, _), others, shift in zip(parts, weights, shifts[-1:] + shifts[:-1], strict=True)
-            ]
-            return torch.stack(rows), torch.stack(judged).mean(0), pace
-        shifts = [shift + pace * size * _direction(slope) for shift, slope in zip(shifts, slopes, strict=True)]
+            missing = -torch.stack(harder_ones).mean(0)
+            pace = float((missing / steepness.clamp_min(1e-20)).median().clamp_min(1e-6)) / paces
+        medians = torch.stack(rows).median(1).values.tolist()
+        if len(rows) > 2 * paces or medians[-1] >= 0:
+            break
+        shifts = [s + pace * size * _direction(g) for s, g in zip(shifts, slopes, strict=True)]
+        way.append(shifts)
+    steps = crossing(medians)
+    radii = [min(crossing(margins), steps) for margins in torch.stack(rows, 1).tolist()]
+    margins = list[Tensor]()
+    for part in judged:
+        after, over = min(math.ceil(part * steps), len(way) - 1), part * steps % 1 or 1.0
+        there = [torch.lerp(old, new, over) for old, new in zip(way[max(after - 1, 0)], way[after], strict=True)]
+        found = [half.judged(by) for half, by in zip(halves, there[-1:] + there[:-1], strict=True)]
+        margins.append(torch.stack(found).mean(0))
+    return Walked(pace * steps, pace * torch.tensor(radii), torch.stack(margins))
 
 
-def shift(
-    top: nn.Module,
-    maps: Tensor,
-    labels: Tensor,
-    scale: Tensor,
-    classes: Tensor,
-    length: float,
-    highest: float = math.inf,
-) -> Tensor:
-    """A universal shift of this length for each class, in six steps along the gradient; arguments as in `walk`.
+def shift(searched: Searched, length: float) -> Tensor:
+    """A universal shift of this length for each class, in six steps along the gradient.
 
     Returns:
         `[k, c, h, w]`, in units of `scale`, of root mean square at most `length` over the positions.
     """
-    others, shifts = _others(labels, classes), torch.zeros(len(classes), *maps.shape[1:], device=maps.device)
-    size = math.sqrt(maps.shape[2] * maps.shape[3])
+    size = searched.size
+    shifts = torch.zeros(len(searched.classes), *searched.maps.shape[1:], device=searched.maps.device)
     for _ in range(6):
-        _, slopes = _slopes(top, maps, others, shifts, scale, classes, highest)
+        *_, slopes = searched.slopes(shifts)
         shifts = shifts + 1.6 / 6 * length * size * _direction(slopes)
         norms = shifts.flatten(1).norm(dim=1)[:, None, None, None]
         shifts = shifts * (length * size / norms.clamp_min(1e-20)).clamp_max(1)

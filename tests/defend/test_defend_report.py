@@ -114,6 +114,6 @@ def test_a_suspected_class_is_named() -> None:
         "The class car stood out: one shift of the maps at layer1 sends other images to it too easily. The shift was "
         "unlearned."
     )
-    asked[0]["outlier"], asked[0]["place"] = 12.0, "together"
+    asked[0]["outlier"] = 12.0
     (sure,) = suspected([*asked, {"stage": "unlearn", "suspect": 1, "step": 1}], classes)
-    assert "one shift of the image and one of the maps sends" in sure
+    assert "one shift of the image sends" in sure

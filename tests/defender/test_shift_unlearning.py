@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nbtools.data.images import Images
 from nbtools.defender import ShiftUnlearning, Suspiciousness
-from nbtools.defender.shifts import crossing, margins_towards, shift, shifted, t_values, walk
+from nbtools.defender.shifts import Searched, crossing, harder, margins_towards, shift, shifted, t_values, walk
 from nbtools.networks.architectures import Normalise
 
 
@@ -49,6 +49,12 @@ def test_where_a_margin_is_reached() -> None:
     assert crossing([1.0, 2.0]) == 1
 
 
+def test_the_harder_half_case_by_case() -> None:
+    margins = torch.tensor([[3.0, -1.0, 2.0, 5.0, 0.0], [1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0]])
+    others = torch.tensor([[1, 1, 1, 0, 1], [0, 0, 1, 1, 1], [0, 0, 0, 0, 0]]).bool()
+    assert harder(margins, others).tolist() == [-0.5, 3.5, 0]  # of -1, 0, 2, 3 the first two; of 3, 4, 5 too
+
+
 class Linear(nn.Module):
     """Maps of one position to logits that are linear in them: every shift's effect is known."""
 
@@ -64,15 +70,16 @@ def test_on_a_linear_network_the_walk_is_a_straight_line() -> None:
     weight = drawn(2, 6)
     maps, labels = drawn(1, 6, 1, 1, seed=1), torch.tensor([0])
     scale = torch.full((1, 6, 1, 1), 2.0)
-    margins, judged, pace = walk(Linear(weight), [(maps, labels)], scale, torch.tensor([1]), paces=4)
-    torch.testing.assert_close(judged, margins[-1])
-    start = float((weight[1] - weight[0]) @ maps.flatten())
-    slope = 2 * float((weight[1] - weight[0]).norm())
-    expected = [start + step * pace * slope for step in range(len(margins))]
-    torch.testing.assert_close(margins[:, 0], torch.tensor(expected))
-    if start < 0:
-        assert pace == pytest.approx(-start / slope / 4)
-        assert margins[-1, 0] == pytest.approx(0, abs=1e-5) or len(margins) in (5, 6)
+    start, steepness = float((weight[1] - weight[0]) @ maps.flatten()), 2 * float((weight[1] - weight[0]).norm())
+    assert start < 0, "the class is not reached before"
+    walked = walk([Searched(Linear(weight), maps, labels, scale, torch.tensor([1]))], paces=4)
+    assert walked.length == pytest.approx(-start / steepness, rel=1e-5)
+    assert walked.radii.tolist() == pytest.approx([walked.length])
+    parts = walk([Searched(Linear(weight), maps, labels, scale, torch.tensor([1]))], 4, (0.3, 0.5, 1.0)).margins
+    assert parts.flatten().tolist() == pytest.approx([0.7 * start, 0.5 * start, 0], abs=1e-5)
+    assert walked.margins.flatten().tolist() == pytest.approx([0], abs=1e-5)
+    nowhere = walk([Searched(Linear(weight), maps, labels, scale, labels)], paces=4)
+    assert nowhere.length == 0 and nowhere.margins.tolist() == [[0]], "no image is of another class"
 
 
 def test_a_shift_is_judged_by_images_that_it_was_not_found_on() -> None:
@@ -87,14 +94,14 @@ def test_a_shift_is_judged_by_images_that_it_was_not_found_on() -> None:
             return torch.where(flat[:, :1] >= 0, flat @ weights[0].T, flat @ weights[1].T)
 
     images = [drawn(1, 6, 1, 1, seed=4).abs() + 30, -drawn(1, 6, 1, 1, seed=5).abs() - 30]
-    halves = [(image, torch.tensor([0])) for image in images]
-    margins, judged, pace = walk(Own(), halves, torch.ones(1, 6, 1, 1), torch.tensor([1]), paces=2)
-    way = pace * (len(margins) - 1)
+    one, scale = torch.tensor([1]), torch.ones(1, 6, 1, 1)
+    walked = walk([Searched(Own(), image, torch.tensor([0]), scale, one) for image in images], paces=2)
+    way = walked.length
     slopes = [weight[1] - weight[0] for weight in weights]
     moved = [images[k].flatten() + way * slopes[1 - k] / slopes[1 - k].norm() for k in (0, 1)]
     expected = sum(float(slopes[k] @ moved[k]) for k in (0, 1)) / 2
-    assert float(judged) == pytest.approx(expected, rel=1e-4)
-    assert way > 0 and float(judged) < float(margins[-1])
+    assert float(walked.margins) == pytest.approx(expected, rel=1e-4)
+    assert way > 0 and float(walked.margins) < 0
 
 
 @pytest.mark.parametrize("highest", [1.0, math.inf])
@@ -103,7 +110,7 @@ def test_a_shift_has_the_length_that_was_asked_for_and_drives_the_class(highest:
     images, labels = pictures(8).floats(), pictures(8).labels
     scale = images.std((0, 2, 3))[None, :, None, None]
     classes = torch.arange(len(CLASSES))
-    found = shift(model, images, labels, scale, classes, 0.8, highest)
+    found = shift(Searched(model, images, labels, scale, classes, highest), 0.8)
     assert bool((found.flatten(1).norm(dim=1) <= 0.8 * 16 * 1.001).all())
     for wanted in range(len(CLASSES)):
         others = images[labels != wanted]
@@ -111,8 +118,9 @@ def test_a_shift_has_the_length_that_was_asked_for_and_drives_the_class(highest:
         assert float(moved.min()) >= 0 and float(moved.max()) <= highest
         with torch.no_grad():
             case = torch.tensor([wanted])
-            before, after = (margins_towards(model(x)[None], case).mean() for x in (others, moved))
-        assert after > before
+            every = torch.ones(1, len(others), dtype=torch.bool)
+            before, after = (harder(margins_towards(model(x)[None], case), every) for x in (others, moved))
+        assert float(after) > float(before)
 
 
 def test_what_is_shifted_keeps_its_range() -> None:
@@ -154,7 +162,7 @@ def tinted(count: int = 40) -> Images:
 
 
 BARELY = ShiftUnlearning(
-    Suspiciousness(mu=50.0, fine_tune=None), (), ("bn1",), ("bn1",), level=0.05, steps=2, batch_size=4, copies=1
+    Suspiciousness(mu=50.0, fine_tune=None), (), ("bn1",), level=0.05, steps=2, batch_size=4, copies=1
 )
 DEFENCE = replace(BARELY, steps=60, lr=0.16, batch_size=50, weight=1.0)
 
@@ -194,24 +202,21 @@ def test_where_no_class_stands_out_the_model_is_only_pruned() -> None:
 @pytest.mark.parametrize(("places", "tuned"), [(("", "bn1"), ("conv2", "bn2", "fc")), (("", "bn2"), ("fc",))])
 def test_only_what_lies_above_the_last_place_is_tuned(places: tuple[str, ...], tuned: tuple[str, ...]) -> None:
     model = plain()
-    made = replace(BARELY, places=("", "bn1", "bn2"), unlearned=places, level=0.999)(model, pictures(12))
+    made = replace(BARELY, places=places, level=0.999)(model, pictures(12))
     changed = {name for name, value in bits(made.model).items() if not torch.equal(value, bits(model)[name])}
     assert changed and all(name.startswith(tuned) for name in changed)
     assert not any("running" in name or "num_batches" in name for name in changed)
-    assert [row["stage"] for row in made.history] == ["ask"] * 4 + ["unlearn"] * 2
+    assert [row["stage"] for row in made.history] == ["ask"] * 2 + ["unlearn"] * 2
 
 
 def test_the_bar_counts_classes_and_places() -> None:
     clean = pictures(12)
     one = replace(BARELY, steps=0)(plain(), clean).history[0]
     two = replace(BARELY, steps=0, places=("", "bn1", "bn2"))(plain(), clean).history
-    assert one["bar"] == pytest.approx(float(stats.t.ppf(1 - 0.05 / 4, 2)))
+    assert one["bar"] == pytest.approx(float(stats.t.ppf(1 - 0.05 / 8, 2)))
     assert [row["place"] for row in two] == ["image", "bn1", "bn2"]
-    assert two[1]["bar"] == pytest.approx(float(stats.t.ppf(1 - 0.05 / 12, 2)))
+    assert two[1]["bar"] == pytest.approx(float(stats.t.ppf(1 - 0.05 / 24, 2)))
     assert two[1]["outlier"] == pytest.approx(one["outlier"]) and two[1]["suspect"] == one["suspect"]
-    three = replace(BARELY, steps=0, places=("", "bn1", "bn2"), unlearned=("", "bn2"))(plain(), clean).history
-    assert [row["place"] for row in three] == ["image", "bn1", "bn2", "together"]
-    assert three[1]["bar"] == pytest.approx(float(stats.t.ppf(1 - 0.05 / 16, 2)))
 
 
 def test_pruning_stays_where_it_was_allowed() -> None:
@@ -234,8 +239,9 @@ def test_a_pruned_filter_above_the_last_place_stays_silent() -> None:
         ({"weight": -1.0}, "copies and weight >= 0"),
         ({"level": 0.0}, r"level in \(0, 1\)"),
         ({"reach": math.nan}, "temperature and reach > 0"),
-        ({"unlearned": ()}, "`unlearned` must name one of `places`"),
-        ({"unlearned": ("layer2",)}, "`unlearned` must name one of `places`"),
+        ({"judged": (0.0,)}, "`judged` must hold parts of the way"),
+        ({"judged": ()}, "`judged` must hold parts of the way"),
+        ({"places": ()}, "`places` must name a module or more"),
     ],
 )
 def test_values_out_of_their_range(change: dict[str, float], message: str) -> None:
