@@ -33,6 +33,12 @@ def _highest(place: str) -> float:
     return 1.0 if place == INPUT else math.inf
 
 
+def _joined(clean: Images, copies: int, generator: torch.Generator) -> Images:
+    """The images, and so many cropped and flipped copies of each."""
+    seen = [clean.images, *(augment(clean.images, generator) for _ in range(copies))]
+    return Images(torch.cat(seen), clean.labels.repeat(len(seen)), clean.classes)
+
+
 @dataclass(frozen=True, eq=False)
 class _Asked:
     """What a place answered.
@@ -68,6 +74,8 @@ class ShiftUnlearning:
         places: modules whose output is shifted, from below to above; "" is the image. Everything must flow through
             them, and what lies above the last one is tuned.
         level: probability that a class is suspected by chance, in (0, 1).
+        few: with fewer clean images than this, shifts are found on all but a part of them (of ten, on eight), so that
+            each image is judged once, and every image is joined by a cropped and flipped copy; else on halves.
         judged: parts of the way to the middle class at which the classes are compared, in (0, 1].
         paces: steps in which the length is reached that linear extrapolation gives the middle class, at least 2; at
             most twice as many are walked.
@@ -92,7 +100,8 @@ class ShiftUnlearning:
     )
     pruned: tuple[str, ...] = ("layer2", "layer3")
     places: tuple[str, ...] = (INPUT, "layer3")
-    level: float = 0.02
+    level: float = 0.05
+    few: int = 50
     judged: tuple[float, ...] = (0.5, 1.0)
     paces: int = 4
     reach: float = 2.0
@@ -106,12 +115,13 @@ class ShiftUnlearning:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = self.paces >= 2 and min(self.shifts, self.batch_size) >= 1 and min(self.steps, self.copies) >= 0
+        counts = self.paces >= 2 and min(self.shifts, self.batch_size) >= 1
+        counts = counts and min(self.steps, self.copies, self.few) >= 0
         finite = all(0 < value < math.inf for value in (self.lr, self.temperature, self.reach))
         weights = 0 <= self.weight < math.inf
         if not (counts and finite and weights and 0 < self.level < 1):
             raise ValueError(
-                "paces >= 2, shifts and batch_size >= 1, steps, copies and weight >= 0, lr, temperature and "
+                "paces >= 2, shifts and batch_size >= 1, steps, copies, few and weight >= 0, lr, temperature and "
                 f"reach > 0 and level in (0, 1) are needed, got {self}"
             )
         if not self.places:
@@ -160,13 +170,17 @@ class ShiftUnlearning:
 
     def _ask(self, before: nn.Module, place: str, clean: Images) -> _Asked:
         """Walk the shifts of all classes at a place."""
-        maps, top = at(before, place, clean), above(before, place)
+        count, copies = len(clean), int(len(clean) < self.few)
+        seen = _joined(clean, copies, torch.Generator().manual_seed(self.seed))
+        maps, top = at(before, place, seen), above(before, place)
         classes, scale = torch.arange(top(maps[:1]).shape[1], device=maps.device), spread(maps)
-        halves = [
-            Searched(top, maps[half], clean.labels[half], scale, classes, _highest(place))
-            for half in self._halves(len(maps), 2, maps.device)
-        ]
-        return _Asked(place, scale, walk(halves, self.paces, self.judged))
+
+        def searched(part: Tensor) -> Searched:
+            both = torch.cat([part + count * copy for copy in range(copies + 1)])
+            return Searched(top, maps[both], seen.labels[both], scale, classes, _highest(place))
+
+        folds = [(searched(found), searched(held)) for found, held in self._folds(count, maps.device)]
+        return _Asked(place, scale, walk(folds, self.paces, self.judged))
 
     def _told(self, asked: _Asked) -> dict[str, Any]:
         """A place's row in the history."""
@@ -211,8 +225,7 @@ class ShiftUnlearning:
     ) -> list[dict[str, Any]]:
         """Tune, in place, what lies above the last place; one row a step."""
         generator, device, last = torch.Generator().manual_seed(self.seed), clean.images.device, self.places[-1]
-        seen = [clean.images, *(augment(clean.images, generator) for _ in range(self.copies))]
-        more = Images(torch.cat(seen), clean.labels.repeat(len(seen)), clean.classes)
+        more = _joined(clean, self.copies, generator)
         forced = torch.cat(
             [self._forced(twin, more, len(clean), place, suspect, self.seed + k) for k, place in enumerate(asked)]
         )
@@ -257,6 +270,13 @@ class ShiftUnlearning:
         """Kullback-Leibler divergence of the softened answers."""
         learned, taught = (F.log_softmax(values / self.temperature, 1) for values in (logits, answers))
         return self.temperature**2 * F.kl_div(learned, taught, reduction="batchmean", log_target=True)
+
+    def _folds(self, count: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+        """Indices of the images that shifts are found on, and of those that they are judged by; one image is both."""
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed)).to(device)
+        parts = order.chunk(max(2, min(count, self.few // count)))
+        rests = [order[~torch.isin(order, part)] for part in parts]
+        return [(rest if len(rest) else part, part) for rest, part in zip(rests, parts, strict=True)]
 
     def _halves(self, count: int, many: int, device: torch.device) -> list[Tensor]:
         """Indices of so many random halves, each two together the whole; a single image is its own half."""

@@ -137,8 +137,8 @@ class Searched:
 
     @torch.no_grad()
     def judged(self, shifts: Tensor) -> Tensor:
-        """Mean margins over the harder half, `[k]`."""
-        return torch.cat([harder(self.margins(shifts[part], part), self.others[part]) for part in self.parts()])
+        """How far each image leads to each class when it is shifted: `[k, n]`."""
+        return torch.cat([self.margins(shifts[part], part) for part in self.parts()])
 
 
 def _direction(slopes: Tensor) -> Tensor:
@@ -154,8 +154,8 @@ class Walked:
         length: at which the middle class is just reached: the median over the classes of the mean margin is 0. Shifts
             are measured by the root mean square over the positions.
         radii: that at which each class is just reached, `length` where it is not, `[k]`.
-        margins: where the way is judged, over the harder half of the images that a shift was not found on,
-            `[len(judged), k]`.
+        margins: where the way is judged, the mean over the harder half of the images, each moved by a shift that it
+            took no part in, `[len(judged), k]`.
     """
 
     length: float
@@ -163,21 +163,22 @@ class Walked:
     margins: Tensor
 
 
-def walk(halves: Sequence[Searched], paces: int, judged: Sequence[float] = (1.0,)) -> Walked:
+def walk(folds: Sequence[tuple[Searched, Searched]], paces: int, judged: Sequence[float] = (1.0,)) -> Walked:
     """Grow each class's universal shift from nothing until the middle class is just reached.
 
     Each step goes along the gradient of the mean margin over the harder half of the images.
 
     Args:
-        halves: of the images; each has shifts of its own, and their margins are averaged. Those of one are judged by
-            the images of the next.
+        folds: images on which shifts are found, and others by which these are judged. Each fold has shifts of its own;
+            their margins are averaged.
         paces: steps to the length that linear extrapolation gives the middle class; at most twice as many are walked.
         judged: parts of the way at which the shifts are judged, in (0, 1].
     """
-    shifts = [torch.zeros(len(half.classes), *half.maps.shape[1:], device=half.maps.device) for half in halves]
-    way, rows, pace, size = [shifts], list[Tensor](), 0.0, halves[0].size
+    searched = [found for found, _ in folds]
+    shifts = [torch.zeros(len(fold.classes), *fold.maps.shape[1:], device=fold.maps.device) for fold in searched]
+    way, rows, pace, size = [shifts], list[Tensor](), 0.0, searched[0].size
     while True:
-        every, harder_ones, slopes = zip(*(h.slopes(s) for h, s in zip(halves, shifts, strict=True)), strict=True)
+        every, harder_ones, slopes = zip(*(f.slopes(s) for f, s in zip(searched, shifts, strict=True)), strict=True)
         rows.append(torch.stack(every).mean(0))
         if len(rows) == 1:
             steepness = torch.stack([slope.flatten(1).norm(dim=1) for slope in slopes]).mean(0) * size
@@ -194,8 +195,8 @@ def walk(halves: Sequence[Searched], paces: int, judged: Sequence[float] = (1.0,
     for part in judged:
         after, over = min(math.ceil(part * steps), len(way) - 1), part * steps % 1 or 1.0
         there = [torch.lerp(old, new, over) for old, new in zip(way[max(after - 1, 0)], way[after], strict=True)]
-        found = [half.judged(by) for half, by in zip(halves, there[-1:] + there[:-1], strict=True)]
-        margins.append(torch.stack(found).mean(0))
+        each = [held.judged(by) for (_, held), by in zip(folds, there, strict=True)]
+        margins.append(harder(torch.cat(each, 1), torch.cat([held.others for _, held in folds], 1)))
     return Walked(pace * steps, pace * torch.tensor(radii), torch.stack(margins))
 
 

@@ -72,13 +72,15 @@ def test_on_a_linear_network_the_walk_is_a_straight_line() -> None:
     scale = torch.full((1, 6, 1, 1), 2.0)
     start, steepness = float((weight[1] - weight[0]) @ maps.flatten()), 2 * float((weight[1] - weight[0]).norm())
     assert start < 0, "the class is not reached before"
-    walked = walk([Searched(Linear(weight), maps, labels, scale, torch.tensor([1]))], paces=4)
+    found = Searched(Linear(weight), maps, labels, scale, torch.tensor([1]))
+    walked = walk([(found, found)], paces=4)
     assert walked.length == pytest.approx(-start / steepness, rel=1e-5)
     assert walked.radii.tolist() == pytest.approx([walked.length])
-    parts = walk([Searched(Linear(weight), maps, labels, scale, torch.tensor([1]))], 4, (0.3, 0.5, 1.0)).margins
+    parts = walk([(found, found)], 4, (0.3, 0.5, 1.0)).margins
     assert parts.flatten().tolist() == pytest.approx([0.7 * start, 0.5 * start, 0], abs=1e-5)
     assert walked.margins.flatten().tolist() == pytest.approx([0], abs=1e-5)
-    nowhere = walk([Searched(Linear(weight), maps, labels, scale, labels)], paces=4)
+    own = Searched(Linear(weight), maps, labels, scale, labels)
+    nowhere = walk([(own, own)], paces=4)
     assert nowhere.length == 0 and nowhere.margins.tolist() == [[0]], "no image is of another class"
 
 
@@ -95,11 +97,12 @@ def test_a_shift_is_judged_by_images_that_it_was_not_found_on() -> None:
 
     images = [drawn(1, 6, 1, 1, seed=4).abs() + 30, -drawn(1, 6, 1, 1, seed=5).abs() - 30]
     one, scale = torch.tensor([1]), torch.ones(1, 6, 1, 1)
-    walked = walk([Searched(Own(), image, torch.tensor([0]), scale, one) for image in images], paces=2)
+    halves = [Searched(Own(), image, torch.tensor([0]), scale, one) for image in images]
+    walked = walk([(halves[0], halves[1]), (halves[1], halves[0])], paces=2)
     way = walked.length
     slopes = [weight[1] - weight[0] for weight in weights]
     moved = [images[k].flatten() + way * slopes[1 - k] / slopes[1 - k].norm() for k in (0, 1)]
-    expected = sum(float(slopes[k] @ moved[k]) for k in (0, 1)) / 2
+    expected = min(float(slopes[k] @ moved[k]) for k in (0, 1))  # the harder half of two images is one
     assert float(walked.margins) == pytest.approx(expected, rel=1e-4)
     assert way > 0 and float(walked.margins) < 0
 
@@ -219,6 +222,19 @@ def test_the_bar_counts_classes_and_places() -> None:
     assert two[1]["outlier"] == pytest.approx(one["outlier"]) and two[1]["suspect"] == one["suspect"]
 
 
+@pytest.mark.parametrize(("count", "few", "parts"), [(100, 50, 2), (10, 50, 5), (12, 50, 4), (3, 50, 3), (50, 0, 2)])
+def test_every_image_is_judged_once_by_shifts_that_it_took_no_part_in(count: int, few: int, parts: int) -> None:
+    folds = replace(BARELY, few=few)._folds(count, torch.device("cpu"))
+    assert len(folds) == parts
+    assert torch.cat([held for _, held in folds]).sort().values.tolist() == list(range(count))
+    assert all(sorted(torch.cat(pair).tolist()) == list(range(count)) for pair in folds)
+
+
+def test_one_image_is_enough_to_run() -> None:
+    made = replace(BARELY, level=0.99)(plain(), pictures(1))
+    assert made.history[0]["stage"] == "ask"
+
+
 def test_pruning_stays_where_it_was_allowed() -> None:
     made = replace(BARELY, prune=Suspiciousness(mu=0.5, fine_tune=None), pruned=("conv2",), level=1e-6)(
         plain(), pictures(12)
@@ -236,9 +252,10 @@ def test_a_pruned_filter_above_the_last_place_stays_silent() -> None:
     ("change", "message"),
     [
         ({"paces": 1}, "paces >= 2"),
-        ({"weight": -1.0}, "copies and weight >= 0"),
+        ({"weight": -1.0}, "copies, few and weight >= 0"),
         ({"level": 0.0}, r"level in \(0, 1\)"),
         ({"reach": math.nan}, "temperature and reach > 0"),
+        ({"few": -1}, "copies, few and weight >= 0"),
         ({"judged": (0.0,)}, "`judged` must hold parts of the way"),
         ({"judged": ()}, "`judged` must hold parts of the way"),
         ({"places": ()}, "`places` must name a module or more"),
