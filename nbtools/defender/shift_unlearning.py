@@ -22,7 +22,7 @@ from nbtools.data.images import Images
 from nbtools.defender.learning import answers, check_inputs, check_learned
 from nbtools.defender.pruning import Mask, apply, hold
 from nbtools.defender.repair import Repair, measured
-from nbtools.defender.shifts import Searched, Walked, shift, shifted, spread, t_values, walk
+from nbtools.defender.shifts import Searched, Walked, folds, halves, shift, shifted, spread, t_values, walk
 from nbtools.defender.suspiciousness import Suspiciousness
 from nbtools.networks.above import INPUT, above, at
 from nbtools.networks.training import DivergedError, augment, autocast
@@ -59,14 +59,17 @@ class ShiftUnlearning:
     """Repair in three steps [ours].
 
     1. *Prune* by the suspiciousness score, so gently that no clean accuracy is lost.
-    2. *Ask* at each place of the network, and for each class, how far the best universal shift of a given length drives
-       images of other classes, on which it was not found, towards this class: the margin of its logit, of which the
-       mean over the harder half of the images counts. The lengths are parts of the way on which the middle class is
-       just reached. A class is suspected where it is an outlier among the others by a t-test at `level`, corrected for
-       the number of classes, places and lengths; the one that stands out most, if any.
+    2. *Ask* the model as it was given, at each place and for each class: how far does a universal shift drive images of
+       other classes towards this class? The shift grows until the middle class is just reached. On parts of this way it
+       is judged by images that it was not found on. What counts is the margin of the class's logit, as a mean over the
+       harder half of the images. A class is suspected where a t-test at `level` finds it to be an outlier among the
+       others; the level is corrected for the number of classes, places and parts. Of several such classes the one with
+       the largest t is suspected. With three classes or fewer nobody stands out.
     3. *Unlearn*: the last stage alone is tuned, so that images that a shift towards the suspect moves, in their pixels
        or in the maps below that stage, get the answers that the model gave to them unmoved, and blends of two images'
        maps the answers that it gave to those. Batch norms keep their statistics.
+
+    A shortcut through channels that are silent in all clean images isn't found; see `nbtools.defender.shifts.spread`.
 
     Args:
         prune: the first step; its `fine_tune` is not used.
@@ -74,20 +77,22 @@ class ShiftUnlearning:
         places: modules whose output is shifted, from below to above; "" is the image. Everything must flow through
             them, and what lies above the last one is tuned.
         level: probability that a class is suspected by chance, in (0, 1).
-        few: with fewer clean images than this, shifts are found on all but a part of them (of ten, on eight), so that
-            each image is judged once, and every image is joined by a cropped and flipped copy; else on halves.
+        few: images, 0 or more. With so many or more, shifts are found on either half and judged by the other. Fewer
+            are joined by a cropped and flipped copy of each, and dealt into `few` // n parts, at least two: shifts are
+            found on all parts but one and judged by that one.
         judged: parts of the way to the middle class at which the classes are compared, in (0, 1].
-        paces: steps in which the length is reached that linear extrapolation gives the middle class, at least 2; at
-            most twice as many are walked.
+        paces: so many steps are planned to the middle class, by linear extrapolation from its first gradient; at least
+            2. At most twice as many are walked.
         reach: longest shift that is unlearned, as a multiple of the one at which the suspect is just reached, above 0;
             it is never longer than the one at which the middle class is.
         shifts: how many are unlearned at each place, each found on its own half of the images; at least 1.
         steps: of Adam; 0 unlearns nothing.
-        lr: Adam's learning rate times the number of channels at the last place; it falls linearly to 0. A step moves
-            each weight by as much, and an output by as much as there are inputs (Yang et al., arXiv 2203.03466).
+        lr: Adam's learning rate is this number divided by the number of channels at the last place, and falls linearly
+            to 0. Adam moves every weight by about as much, so an output moves the more, the more inputs it has (Yang et
+            al., arXiv 2203.03466).
         batch_size: images a step, at least 1.
         copies: cropped and flipped copies of each image that are learned from besides, 0 or more.
-        weight: of the shifted maps in the loss, beside the blends; 0 or more.
+        weight: of the shifted maps in the loss; the blends' weight is 1. 0 or more.
         temperature: by which logits are divided in the loss, above 0.
         seed: of halves, copies, batches and blends.
 
@@ -135,20 +140,30 @@ class ShiftUnlearning:
 
         Returns:
             mask and scores are those of the first step; `untuned` is the pruned copy where something was unlearned. The
-            history has one row a place: stage "ask", place ("image" is the input), length (of the shifts, root mean
-            square over the maps' positions in standard deviations), suspect (the class that stands out most there),
+            history has one row a place: stage "ask", place ("image" is the input), length (of the way; root mean
+            square over the maps' positions, in standard deviations), suspect (the class that stands out most there),
             outlier (its largest t value at the judged lengths), bar (above which it counts); then, where something is
             unlearned, one row a step: stage "unlearn", suspect, step, loss.
 
         Raises:
-            ValueError: for images or a model that `nbtools.defender.learning.check_inputs` refuses, or a place that
-                `nbtools.networks.above.above` refuses.
+            ValueError: for images or a model that `nbtools.defender.learning.check_inputs` refuses, images of a single
+                class, a place that `nbtools.networks.above.above` refuses or that gives no maps, or where `pruned`
+                names no convolution.
             DivergedError: where the model's answers, a loss or a weight are not finite.
         """
         check_inputs(model, clean)
         before = copy.deepcopy(model).eval().requires_grad_(False)
+        if bool((clean.labels == clean.labels[0]).all()):
+            raise ValueError(
+                "shift unlearning compares classes by images of other classes, and all clean images are of one; give "
+                "it images of two classes or more"
+            )
         for place in self.places:  # refused before any work
             above(before, place, None if place == self.places[-1] else self.places[-1])
+            if (maps := at(before, place, clean.subset(torch.zeros(1, dtype=torch.int64)))).ndim != 4:
+                raise ValueError(f"{place} gives values of shape {list(maps.shape)}; name a module that gives maps")
+        if self.pruned and not any(conv.startswith(self.pruned) for conv, _ in model.named_modules()):
+            raise ValueError(f"the model has no module {' or '.join(self.pruned)}; name in `pruned` what may be pruned")
         if not bool(torch.isfinite(answers(before, clean)).all()):
             raise DivergedError("the model's answers to the clean images hold nan or inf")
         parts = self.prune.components(model, clean)
@@ -161,7 +176,7 @@ class ShiftUnlearning:
         asked = [self._ask(before, place, clean) for place in self.places]
         history = [self._told(place) for place in asked]
         found, scores = max(history, key=lambda row: row["outlier"]), self.prune.scores(parts)
-        if not self.steps or found["outlier"] <= found["bar"]:
+        if not self.steps or not found["outlier"] > found["bar"]:
             return Repair(twin, mask, scores, history)
         untuned = copy.deepcopy(twin)
         history += self._unlearn(before, twin, mask, clean, asked, found["suspect"])
@@ -173,14 +188,14 @@ class ShiftUnlearning:
         count, copies = len(clean), int(len(clean) < self.few)
         seen = _joined(clean, copies, torch.Generator().manual_seed(self.seed))
         maps, top = at(before, place, seen), above(before, place)
-        classes, scale = torch.arange(top(maps[:1]).shape[1], device=maps.device), spread(maps)
+        classes, scale = torch.arange(answers(before, seen).shape[1], device=maps.device), spread(maps)
 
         def searched(part: Tensor) -> Searched:
-            both = torch.cat([part + count * copy for copy in range(copies + 1)])
+            both = torch.cat([part + count * turn for turn in range(copies + 1)])
             return Searched(top, maps[both], seen.labels[both], scale, classes, _highest(place))
 
-        folds = [(searched(found), searched(held)) for found, held in self._folds(count, maps.device)]
-        return _Asked(place, scale, walk(folds, self.paces, self.judged))
+        dealt = [(searched(found), searched(held)) for found, held in folds(count, self.few, self.seed, maps.device)]
+        return _Asked(place, scale, walk(dealt, self.paces, self.judged))
 
     def _told(self, asked: _Asked) -> dict[str, Any]:
         """A place's row in the history."""
@@ -201,7 +216,7 @@ class ShiftUnlearning:
         maps, top, last = at(twin, asked.place, more), above(twin, asked.place), self.places[-1]
         only = torch.tensor([suspect], device=maps.device)
         length = min(asked.walked.length, self.reach * float(asked.walked.radii[suspect]))
-        parts = self._halves(count, self.shifts, maps.device)
+        parts = halves(count, self.shifts, self.seed, maps.device)
         shifts = torch.cat(
             [shift(Searched(top, maps[part], more.labels[part], scale, only, highest), length) for part in parts]
         )
@@ -270,18 +285,3 @@ class ShiftUnlearning:
         """Kullback-Leibler divergence of the softened answers."""
         learned, taught = (F.log_softmax(values / self.temperature, 1) for values in (logits, answers))
         return self.temperature**2 * F.kl_div(learned, taught, reduction="batchmean", log_target=True)
-
-    def _folds(self, count: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-        """Indices of the images that shifts are found on, and of those that they are judged by; one image is both."""
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed)).to(device)
-        parts = order.chunk(max(2, min(count, self.few // count)))
-        rests = [order[~torch.isin(order, part)] for part in parts]
-        return [(rest if len(rest) else part, part) for rest, part in zip(rests, parts, strict=True)]
-
-    def _halves(self, count: int, many: int, device: torch.device) -> list[Tensor]:
-        """Indices of so many random halves, each two together the whole; a single image is its own half."""
-        generator, halves = torch.Generator().manual_seed(self.seed), list[Tensor]()
-        while len(halves) < many:
-            order = torch.randperm(count, generator=generator).to(device)
-            halves += [order[: (count + 1) // 2], order[count // 2 :]]
-        return halves[:many]

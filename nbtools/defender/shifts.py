@@ -14,7 +14,10 @@ from nbtools.networks.training import autocast
 
 
 def spread(maps: Tensor) -> Tensor:
-    """Each channel's spread over images and positions, at least a thousandth of the largest: `[1, c, 1, 1]`."""
+    """Each channel's spread over images and positions, at least a thousandth of the largest: `[1, c, 1, 1]`.
+
+    So a channel that is silent in all clean images is hardly moved: a shortcut through it alone isn't found.
+    """
     deviations = maps.transpose(0, 1).flatten(1).std(1)
     return deviations.clamp_min(1e-3 * deviations.amax().clamp_min(1e-12))[None, :, None, None]
 
@@ -42,19 +45,25 @@ def margins_towards(logits: Tensor, classes: Tensor) -> Tensor:
 def t_values(values: Tensor) -> Tensor:
     """Each value against the mean and spread of the others: `[n]` to Student's t with n - 2 degrees of freedom, `[n]`.
 
-    The difference to the others' mean, divided by their standard deviation times sqrt(1 + 1 / (n - 1)).
+    The difference to the others' mean, divided by their standard deviation times sqrt(1 + 1 / (n - 1)). Of fewer than
+    three values none stands out, and of values that are equal but for rounding neither.
     """
     count = len(values)
     if count < 3:
         return torch.zeros_like(values)
-    others = (values.sum() - values) / (count - 1)
-    squares = (values.square().sum() - values.square()) / (count - 1) - others.square()
+    rounding = 1e-6 * values.abs().amax().double().clamp_min(1e-12)
+    centred = values.double() - values.double().mean()
+    others = -centred / (count - 1)
+    squares = (centred.square().sum() - centred.square()) / (count - 1) - others.square()
     deviation = (squares.clamp_min(0) * (count - 1) / (count - 2)).sqrt()
-    return (values - others) / (deviation * math.sqrt(1 + 1 / (count - 1))).clamp_min(1e-12)
+    found = (centred - others) / (deviation * math.sqrt(1 + 1 / (count - 1))).clamp_min(rounding)
+    return found.where((centred - others).abs() > rounding, 0.0).to(values.dtype)
 
 
 def crossing(margins: Sequence[float]) -> float:
     """At which step a growing margin reaches 0, between steps by a straight line; the last step where it does not."""
+    if margins[0] >= 0:
+        return 0.0
     for step, (low, high) in enumerate(itertools.pairwise(margins)):
         if high >= 0 > low:
             return step + low / (low - high)
@@ -110,7 +119,7 @@ class Searched:
         return self.labels != self.classes[:, None]
 
     def margins(self, shifts: Tensor, which: Tensor) -> Tensor:
-        """How far each image leads to some of the classes when it is shifted: `[len(which), n]`."""
+        """Each shifted image's margin towards some of the classes: `[len(which), n]`."""
         tried = shifted(self.maps[None], self.scale[None] * shifts[:, None], self.highest)
         tried = tried.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         with autocast(self.maps.device):
@@ -137,7 +146,7 @@ class Searched:
 
     @torch.no_grad()
     def judged(self, shifts: Tensor) -> Tensor:
-        """How far each image leads to each class when it is shifted: `[k, n]`."""
+        """Each shifted image's margin towards each class: `[k, n]`."""
         return torch.cat([self.margins(shifts[part], part) for part in self.parts()])
 
 
@@ -151,11 +160,11 @@ class Walked:
     """How far each class's universal shift goes.
 
     Args:
-        length: at which the middle class is just reached: the median over the classes of the mean margin is 0. Shifts
-            are measured by the root mean square over the positions.
-        radii: that at which each class is just reached, `length` where it is not, `[k]`.
-        margins: where the way is judged, the mean over the harder half of the images, each moved by a shift that it
-            took no part in, `[len(judged), k]`.
+        length: of the way on which the middle class is just reached (the lower median of the classes' mean margins is
+            0), or of all steps where it isn't. Steps are measured by the root mean square over the positions; where a
+            way turns, the shift is shorter than the way.
+        radii: how far on its way each class is just reached, `length` where it isn't, `[k]`.
+        margins: where the way is judged, the mean over the harder half of the images, `[len(judged), k]`.
     """
 
     length: float
@@ -166,7 +175,8 @@ class Walked:
 def walk(folds: Sequence[tuple[Searched, Searched]], paces: int, judged: Sequence[float] = (1.0,)) -> Walked:
     """Grow each class's universal shift from nothing until the middle class is just reached.
 
-    Each step goes along the gradient of the mean margin over the harder half of the images.
+    Each step goes along the gradient of the mean margin over the harder half of the images. Every class needs images of
+    other classes.
 
     Args:
         folds: images on which shifts are found, and others by which these are judged. Each fold has shifts of its own;
@@ -178,11 +188,11 @@ def walk(folds: Sequence[tuple[Searched, Searched]], paces: int, judged: Sequenc
     shifts = [torch.zeros(len(fold.classes), *fold.maps.shape[1:], device=fold.maps.device) for fold in searched]
     way, rows, pace, size = [shifts], list[Tensor](), 0.0, searched[0].size
     while True:
-        every, harder_ones, slopes = zip(*(f.slopes(s) for f, s in zip(searched, shifts, strict=True)), strict=True)
+        every, harder_half, slopes = zip(*(f.slopes(s) for f, s in zip(searched, shifts, strict=True)), strict=True)
         rows.append(torch.stack(every).mean(0))
         if len(rows) == 1:
             steepness = torch.stack([slope.flatten(1).norm(dim=1) for slope in slopes]).mean(0) * size
-            missing = -torch.stack(harder_ones).mean(0)
+            missing = -torch.stack(harder_half).mean(0)
             pace = float((missing / steepness.clamp_min(1e-20)).median().clamp_min(1e-6)) / paces
         medians = torch.stack(rows).median(1).values.tolist()
         if len(rows) > 2 * paces or medians[-1] >= 0:
@@ -193,7 +203,7 @@ def walk(folds: Sequence[tuple[Searched, Searched]], paces: int, judged: Sequenc
     radii = [min(crossing(margins), steps) for margins in torch.stack(rows, 1).tolist()]
     margins = list[Tensor]()
     for part in judged:
-        after, over = min(math.ceil(part * steps), len(way) - 1), part * steps % 1 or 1.0
+        after, over = math.ceil(part * steps), part * steps % 1 or 1.0
         there = [torch.lerp(old, new, over) for old, new in zip(way[max(after - 1, 0)], way[after], strict=True)]
         each = [held.judged(by) for (_, held), by in zip(folds, there, strict=True)]
         margins.append(harder(torch.cat(each, 1), torch.cat([held.others for _, held in folds], 1)))
@@ -214,3 +224,22 @@ def shift(searched: Searched, length: float) -> Tensor:
         norms = shifts.flatten(1).norm(dim=1)[:, None, None, None]
         shifts = shifts * (length * size / norms.clamp_min(1e-20)).clamp_max(1)
     return shifts
+
+
+def folds(count: int, few: int, seed: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Indices of the images that shifts are found on, and of those that they are judged by: each image once.
+
+    Halves, or `few` // `count` parts where these are more; at most as many as there are images.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(device)
+    parts = order.chunk(max(2, min(count, few // count)))
+    return [(order[~torch.isin(order, part)], part) for part in parts]
+
+
+def halves(count: int, many: int, seed: int, device: torch.device) -> list[Tensor]:
+    """Indices of so many random halves; the first and the second together are all images, and so on."""
+    generator, found = torch.Generator().manual_seed(seed), list[Tensor]()
+    while len(found) < many:
+        order = torch.randperm(count, generator=generator).to(device)
+        found += [order[: (count + 1) // 2], order[count // 2 :]]
+    return found[:many]

@@ -35,12 +35,15 @@ def above(model: nn.Module, place: str, until: str | None = None) -> GraphModule
         until: a module's name above `place`, whose output is the end; None is the logits.
 
     Returns:
-        In eval mode: the place's output `[n, ...]` to the end's, `[n, ...]` or logits `[n, classes]`.
+        The place's output `[n, ...]` to the end's, `[n, ...]` or logits `[n, classes]`. What it is given may be changed
+        in place.
 
     Raises:
-        ValueError: where the model has no such module, can't be traced, has a way around `place`, or `until` does not
-            lie above it.
+        ValueError: where the model is not in eval mode, has no such module, can't be traced, has a way around `place`,
+            or `until` does not lie above it.
     """
+    if any(module.training for module in model.modules()):
+        raise ValueError(f"{type(model).__name__} is in training mode; put it in eval mode first")
     names = [name for name, _ in model.named_modules()]
     for name in (place, until or INPUT):
         if name not in names:
@@ -54,17 +57,25 @@ def above(model: nn.Module, place: str, until: str | None = None) -> GraphModule
     last = nodes[-1] if until is None else _once(model, nodes, until)
     graph = Graph()
     new: dict[Node, Node] = {cut: graph.placeholder("x")}
-    for node in nodes[nodes.index(cut) + 1 : nodes.index(last) + 1]:
+    rising, below = {cut}, set[Node]()  # what depends on the place, and what depends on the images without it
+    for node in nodes[: nodes.index(last) + 1]:
         sources = node.all_input_nodes
-        if node.op == "get_attr" or any(source in new and new[source].op != "get_attr" for source in sources):
-            if around := [source for source in sources if source not in new]:
+        if node is cut:
+            continue
+        if any(source in rising for source in sources):
+            if around := [source for source in sources if source in below]:
                 raise ValueError(
                     f"{type(model).__name__} has a way around {place} (through {around[0].name}); name a module "
                     "that everything flows through"
                 )
-            new[node] = graph.node_copy(node, lambda old: new[old])
-    if last not in new:
-        raise ValueError(f"{until} of {type(model).__name__} does not lie above {place or 'the input'}")
+            rising.add(node)
+        elif node.op == "placeholder" or any(source in below for source in sources):
+            below.add(node)
+            continue
+        new[node] = graph.node_copy(node, lambda old: new[old])  # weights and what is made of them alone as well
+    if last not in rising:
+        end = "what it gives" if until is None else until
+        raise ValueError(f"{type(model).__name__}: {end} does not depend on {place or 'the input'}")
     if until is not None:
         graph.output(new[last])
     rest = GraphModule(model, graph)
@@ -76,7 +87,12 @@ def above(model: nn.Module, place: str, until: str | None = None) -> GraphModule
 
 def _once(model: nn.Module, nodes: list[Node], place: str) -> Node:
     """The node of a place that is called once."""
-    found = [node for node in nodes if (node.op == "placeholder" if not place else node.target == place)]
+    if not place:
+        inputs = [node for node in nodes if node.op == "placeholder"]
+        if len(inputs) != 1:
+            raise ValueError(f"{type(model).__name__} takes {len(inputs)} inputs; one is needed, the images")
+        return inputs[0]
+    found = [node for node in nodes if node.op == "call_module" and node.target == place]
     if len(found) != 1:
         raise ValueError(
             f"{place} of {type(model).__name__} is called {len(found)} times; name one that is called once"

@@ -7,12 +7,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
-from tiny import network, pictures
+from tiny import network, pictures, plain
 
 from nbtools.defend import figures
 from nbtools.defend.figures import score_figure
 from nbtools.defend.report import verdict
-from nbtools.defender import Suspiciousness
+from nbtools.defender import RNP, Suspiciousness
 from nbtools.defender.pruning import threshold
 
 
@@ -111,9 +111,12 @@ def test_a_suspected_class_is_named() -> None:
     assert suspected([], classes) == suspected(asked, classes) == suspected([{"epoch": 1}], classes) == []
     (sure,) = suspected([*asked, {"stage": "unlearn", "suspect": 1, "step": 1}], classes)
     assert sure == (
-        "The class car stood out: one shift of the maps at layer1 sends other images to it too easily. The shift was "
-        "unlearned."
+        "The class car stood out: one shift of the maps at layer1 sends other images to it too easily. Shifts "
+        "towards it were unlearned."
     )
+    others = RNP(unlearn_epochs=1, recover_epochs=1)(plain(), pictures(16)).history
+    assert any(row["stage"] == "unlearn" for row in others), "RNP unlearns, and suspects no class"
+    assert suspected(others, classes) == []
     asked[0]["outlier"] = 12.0
     (sure,) = suspected([*asked, {"stage": "unlearn", "suspect": 1, "step": 1}], classes)
     assert "one shift of the image sends" in sure

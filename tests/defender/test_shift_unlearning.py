@@ -1,4 +1,4 @@
-"""Shift unlearning: each part against a written-out one, a planted shortcut, and none suspected where none is."""
+"""Shift unlearning: a planted shortcut is found and unlearned, none where none is, and what each setting does."""
 
 import copy
 import math
@@ -11,125 +11,9 @@ from scipy import stats
 from tiny import CLASSES, bits, pictures, plain, same_bits
 from torch import Tensor, nn
 
-from nbtools.data.images import Images
 from nbtools.defender import ShiftUnlearning, Suspiciousness
-from nbtools.defender.shifts import Searched, crossing, harder, margins_towards, shift, shifted, t_values, walk
+from nbtools.defender.shifts import Searched, Walked, walk
 from nbtools.networks.architectures import Normalise
-
-
-def drawn(*size: int, seed: int = 0) -> Tensor:
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
-
-
-def test_margins_case_by_case() -> None:
-    logits, classes = drawn(3, 5, 4), torch.tensor([2, 0, 3])
-    found = margins_towards(logits, classes)
-    for case, row in enumerate(logits.tolist()):
-        for image, values in enumerate(row):
-            wanted = int(classes[case])
-            largest = max(value for number, value in enumerate(values) if number != wanted)
-            assert float(found[case, image]) == pytest.approx(values[wanted] - largest)
-
-
-def test_t_values_are_those_of_one_value_against_a_sample() -> None:
-    values = drawn(10).double()
-    for number, found in enumerate(t_values(values).tolist()):
-        others = [v for k, v in enumerate(values.tolist()) if k != number]
-        # two samples of unequal size, pooled variance: that of the larger one alone where the other has one value
-        expected: Any = stats.ttest_ind([values[number].item()], others, equal_var=True)
-        assert found == pytest.approx(float(expected.statistic), rel=1e-6)
-    assert t_values(torch.tensor([1.0, 2.0])).tolist() == [0.0, 0.0]
-    assert bool(torch.isfinite(t_values(torch.ones(5))).all())
-
-
-def test_where_a_margin_is_reached() -> None:
-    assert crossing([-2.0, -1.0, 1.0, 5.0]) == pytest.approx(1.5)
-    assert crossing([-2.0, 0.0]) == pytest.approx(1.0)
-    assert crossing([-3.0, -2.0, -1.0]) == 2
-    assert crossing([1.0, 2.0]) == 1
-
-
-def test_the_harder_half_case_by_case() -> None:
-    margins = torch.tensor([[3.0, -1.0, 2.0, 5.0, 0.0], [1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, 3.0, 4.0, 5.0]])
-    others = torch.tensor([[1, 1, 1, 0, 1], [0, 0, 1, 1, 1], [0, 0, 0, 0, 0]]).bool()
-    assert harder(margins, others).tolist() == [-0.5, 3.5, 0]  # of -1, 0, 2, 3 the first two; of 3, 4, 5 too
-
-
-class Linear(nn.Module):
-    """Maps of one position to logits that are linear in them: every shift's effect is known."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return maps.flatten(1) @ self.weight.T
-
-
-def test_on_a_linear_network_the_walk_is_a_straight_line() -> None:
-    weight = drawn(2, 6)
-    maps, labels = drawn(1, 6, 1, 1, seed=1), torch.tensor([0])
-    scale = torch.full((1, 6, 1, 1), 2.0)
-    start, steepness = float((weight[1] - weight[0]) @ maps.flatten()), 2 * float((weight[1] - weight[0]).norm())
-    assert start < 0, "the class is not reached before"
-    found = Searched(Linear(weight), maps, labels, scale, torch.tensor([1]))
-    walked = walk([(found, found)], paces=4)
-    assert walked.length == pytest.approx(-start / steepness, rel=1e-5)
-    assert walked.radii.tolist() == pytest.approx([walked.length])
-    parts = walk([(found, found)], 4, (0.3, 0.5, 1.0)).margins
-    assert parts.flatten().tolist() == pytest.approx([0.7 * start, 0.5 * start, 0], abs=1e-5)
-    assert walked.margins.flatten().tolist() == pytest.approx([0], abs=1e-5)
-    own = Searched(Linear(weight), maps, labels, scale, labels)
-    nowhere = walk([(own, own)], paces=4)
-    assert nowhere.length == 0 and nowhere.margins.tolist() == [[0]], "no image is of another class"
-
-
-def test_a_shift_is_judged_by_images_that_it_was_not_found_on() -> None:
-    """Two images, two halves: each one's shift is along its own gradient, and its margin is that of the other."""
-    weights = [drawn(2, 6, seed=seed) for seed in (2, 3)]
-
-    class Own(nn.Module):
-        """Linear in the maps, by another weight where the first value is negative."""
-
-        def forward(self, maps: Tensor) -> Tensor:
-            flat = maps.flatten(1)
-            return torch.where(flat[:, :1] >= 0, flat @ weights[0].T, flat @ weights[1].T)
-
-    images = [drawn(1, 6, 1, 1, seed=4).abs() + 30, -drawn(1, 6, 1, 1, seed=5).abs() - 30]
-    one, scale = torch.tensor([1]), torch.ones(1, 6, 1, 1)
-    halves = [Searched(Own(), image, torch.tensor([0]), scale, one) for image in images]
-    walked = walk([(halves[0], halves[1]), (halves[1], halves[0])], paces=2)
-    way = walked.length
-    slopes = [weight[1] - weight[0] for weight in weights]
-    moved = [images[k].flatten() + way * slopes[1 - k] / slopes[1 - k].norm() for k in (0, 1)]
-    expected = min(float(slopes[k] @ moved[k]) for k in (0, 1))  # the harder half of two images is one
-    assert float(walked.margins) == pytest.approx(expected, rel=1e-4)
-    assert way > 0 and float(walked.margins) < 0
-
-
-@pytest.mark.parametrize("highest", [1.0, math.inf])
-def test_a_shift_has_the_length_that_was_asked_for_and_drives_the_class(highest: float) -> None:
-    model = plain()
-    images, labels = pictures(8).floats(), pictures(8).labels
-    scale = images.std((0, 2, 3))[None, :, None, None]
-    classes = torch.arange(len(CLASSES))
-    found = shift(Searched(model, images, labels, scale, classes, highest), 0.8)
-    assert bool((found.flatten(1).norm(dim=1) <= 0.8 * 16 * 1.001).all())
-    for wanted in range(len(CLASSES)):
-        others = images[labels != wanted]
-        moved = shifted(others, scale * found[wanted], highest)
-        assert float(moved.min()) >= 0 and float(moved.max()) <= highest
-        with torch.no_grad():
-            case = torch.tensor([wanted])
-            every = torch.ones(1, len(others), dtype=torch.bool)
-            before, after = (harder(margins_towards(model(x)[None], case), every) for x in (others, moved))
-        assert float(after) > float(before)
-
-
-def test_what_is_shifted_keeps_its_range() -> None:
-    assert shifted(torch.tensor([-1.0, 2.0]), torch.tensor([-1.0, -3.0])).tolist() == [-2.0, -1.0]
-    assert shifted(torch.tensor([0.0, 2.0]), torch.tensor([-1.0, 1.0])).tolist() == [0.0, 3.0]
-    assert shifted(torch.tensor([0.0, 0.5]), torch.tensor([-1.0, 1.0]), 1.0).tolist() == [0.0, 1.0]
 
 
 class Shortcut(nn.Module):
@@ -160,10 +44,6 @@ class Shortcut(nn.Module):
         return self.fc(self.relu(self.bn2(self.conv2(x))).mean((2, 3)))
 
 
-def tinted(count: int = 40) -> Images:
-    return pictures(count)
-
-
 BARELY = ShiftUnlearning(
     Suspiciousness(mu=50.0, fine_tune=None), (), ("bn1",), level=0.05, steps=2, batch_size=4, copies=1
 )
@@ -172,7 +52,7 @@ DEFENCE = replace(BARELY, steps=60, lr=0.16, batch_size=50, weight=1.0)
 
 @pytest.mark.parametrize("planted", [1, 3])
 def test_a_planted_shortcut_is_found_and_unlearned(planted: int) -> None:
-    model, clean = Shortcut(planted), tinted()
+    model, clean = Shortcut(planted), pictures(40)
     repair = replace(DEFENCE, level=0.2, lr=0.5, steps=150)(model, clean)
     asked = repair.history[0]
     assert asked["suspect"] == planted and asked["outlier"] > asked["bar"]
@@ -193,7 +73,7 @@ def test_a_planted_shortcut_is_found_and_unlearned(planted: int) -> None:
 
 
 def test_where_no_class_stands_out_the_model_is_only_pruned() -> None:
-    model, clean = Shortcut(None), tinted()
+    model, clean = Shortcut(None), pictures(40)
     repair = DEFENCE(model, clean)
     assert [row["stage"] for row in repair.history] == ["ask"] and repair.history[0]["outlier"] <= repair.history[0][
         "bar"
@@ -222,17 +102,18 @@ def test_the_bar_counts_classes_and_places() -> None:
     assert two[1]["outlier"] == pytest.approx(one["outlier"]) and two[1]["suspect"] == one["suspect"]
 
 
-@pytest.mark.parametrize(("count", "few", "parts"), [(100, 50, 2), (10, 50, 5), (12, 50, 4), (3, 50, 3), (50, 0, 2)])
-def test_every_image_is_judged_once_by_shifts_that_it_took_no_part_in(count: int, few: int, parts: int) -> None:
-    folds = replace(BARELY, few=few)._folds(count, torch.device("cpu"))
-    assert len(folds) == parts
-    assert torch.cat([held for _, held in folds]).sort().values.tolist() == list(range(count))
-    assert all(sorted(torch.cat(pair).tolist()) == list(range(count)) for pair in folds)
+def test_images_of_a_single_class_are_refused() -> None:
+    clean = pictures(12)
+    for images in (clean.subset(clean.labels == clean.labels[0]), pictures(1)):
+        with pytest.raises(ValueError, match="all clean images are of one; give it images of two classes or more"):
+            BARELY(plain(), images)
 
 
-def test_one_image_is_enough_to_run() -> None:
-    made = replace(BARELY, level=0.99)(plain(), pictures(1))
-    assert made.history[0]["stage"] == "ask"
+def test_a_place_without_maps_and_a_layer_that_is_none_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"fc gives values of shape \[1, 4\]; name a module that gives maps"):
+        replace(BARELY, places=("fc",))(plain(), pictures(8))
+    with pytest.raises(ValueError, match="the model has no module layer2 or layer3"):
+        replace(BARELY, pruned=("layer2", "layer3"))(plain(), pictures(8))
 
 
 def test_pruning_stays_where_it_was_allowed() -> None:
@@ -273,8 +154,54 @@ def test_a_place_that_is_none_is_refused_before_any_work() -> None:
 
 def test_what_is_lost_before_the_first_step() -> None:
     """The model answers blends as itself, and the answers to shifted maps count as heavily as asked for."""
-    base = replace(BARELY, level=0.999, steps=1, weight=0.0)
-    made = base(plain(), pictures(12))
-    assert made.history[-1]["loss"] == pytest.approx(0, abs=1e-6)
-    light, heavy = (replace(base, weight=weight)(plain(), pictures(12)).history[-1]["loss"] for weight in (1.0, 2.0))
+    base, clean = replace(BARELY, level=0.999, steps=1, weight=0.0), pictures(40)
+
+    def first(**changes: float) -> float:
+        return replace(base, **changes)(Shortcut(1), clean).history[-1]["loss"]
+
+    assert first() == pytest.approx(0, abs=1e-6)
+    light, heavy = first(weight=1.0), first(weight=2.0)
     assert heavy == pytest.approx(2 * light, rel=1e-5) and light > 0
+    assert first(weight=1.0, reach=0.5) < light, "a shorter shift moves the answers less"
+    assert first(weight=1.0, temperature=1.0) != pytest.approx(light, rel=1e-3)
+
+
+def test_few_images_are_joined_by_their_copies_on_the_same_side() -> None:
+    """Without copies the maps asked are those of the images alone; with them an image and its copy are never parted."""
+    seen = list[tuple[Searched, Searched]]()
+
+    def noted(dealt: list[tuple[Searched, Searched]], *_rest: object) -> Walked:
+        seen.extend(dealt)
+        return walk(dealt, 2)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nbtools.defender.shift_unlearning.walk", noted)
+        replace(BARELY, few=50, steps=0)(plain(), pictures(12))
+    assert [len(found.maps) for found, _ in seen] == [18] * 4 and [len(held.maps) for _, held in seen] == [6] * 4
+    for _, held in seen:
+        assert torch.equal(held.labels[:3], held.labels[3:]) and not torch.equal(held.maps[:3], held.maps[3:])
+
+
+@pytest.mark.parametrize("shifts", [1, 3])
+def test_the_steps_fall_to_zero_and_every_shift_is_used(shifts: int) -> None:
+    rates, picked = list[float](), set[int]()
+
+    class Noting(torch.optim.Adam):
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*args, **kwargs)
+
+    drawn_from = torch.randint
+
+    def draw(*args: Any, **kwargs: Any) -> Tensor:
+        found = drawn_from(*args, **kwargs)
+        if len(args) == 2 and args[0] == shifts:
+            picked.update(found.tolist())
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.optim.Adam", Noting)
+        patch.setattr("torch.randint", draw)
+        replace(BARELY, level=0.999, steps=4, shifts=shifts, lr=1.6)(Shortcut(1), pictures(40))
+    assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])
+    assert picked == set(range(shifts))

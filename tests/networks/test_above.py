@@ -52,13 +52,52 @@ class Twice(nn.Module):
         return self.conv(self.conv(x))
 
 
+class Odd(nn.Module):
+    """Weights that are read before the cut, a module whose name is the graph's own, a branch that leads nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output, self.x, self.aux = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.gain = nn.Parameter(torch.tensor([0.5, 2.0, 3.0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gain = self.gain.reshape(1, 3, 1, 1)
+        self.aux(x)
+        return (self.x(self.output(x)) * (gain * 2)).mean((2, 3))
+
+
+@pytest.mark.parametrize("place", ["", "output", "x"])
+def test_what_is_made_of_weights_alone_is_no_way_around(place: str) -> None:
+    model, images = Odd().eval(), pictures(3)
+    with torch.no_grad():
+        torch.testing.assert_close(above(model, place)(at(model, place, images)), model(images.floats()))
+
+
+def test_between_two_places() -> None:
+    model, images = network("resnet18"), pictures(3, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            above(model, "layer1", "layer3")(at(model, "layer1", images)), at(model, "layer3", images)
+        )
+    with pytest.raises(ValueError, match="ResNet18: layer1 does not depend on layer3"):
+        above(model, "layer3", "layer1")
+
+
+class Two(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        return x if y is None else y
+
+
 @pytest.mark.parametrize(
     ("model", "place", "message"),
     [
         (plain(), "layer9", "Plain has no 'layer9'; its parts are normalise, relu, conv1"),
         (network(), "layer2.0.conv1", "ResNet18 has a way around layer2.0.conv1"),
         (network(), "layer2.0.downsample", "has a way around layer2.0.downsample"),
-        (Twice(), "conv", "conv of Twice is called 2 times; name one that is called once"),
+        (plain().train(), "bn1", "Plain is in training mode; put it in eval mode first"),
+        (Odd().eval(), "aux", "Odd: what it gives does not depend on aux"),
+        (Two().eval(), "", "Two takes 2 inputs; one is needed, the images"),
+        (Twice().eval(), "conv", "conv of Twice is called 2 times; name one that is called once"),
     ],
 )
 def test_what_is_no_cut_is_refused(model: nn.Module, place: str, message: str) -> None:
