@@ -64,7 +64,8 @@ class ShiftUnlearning:
        is judged by images that it was not found on. What counts is the margin of the class's logit, as a mean over the
        harder half of the images. A class is suspected where a t-test at `level` finds it to be an outlier among the
        others; the level is corrected for the number of classes, places and parts. Of several such classes the one with
-       the largest t is suspected. With three classes or fewer nobody stands out.
+       the largest t is suspected. With three classes or fewer nobody stands out, and where all clean images are of one
+       class nothing is asked: a class is judged by the images of others.
     3. *Unlearn*: the last stage alone is tuned, so that images that a shift towards the suspect moves, in their pixels
        or in the maps below that stage, get the answers that the model gave to them unmoved, and blends of two images'
        maps the answers that it gave to those. Batch norms keep their statistics.
@@ -146,18 +147,12 @@ class ShiftUnlearning:
             unlearned, one row a step: stage "unlearn", suspect, step, loss.
 
         Raises:
-            ValueError: for images or a model that `nbtools.defender.learning.check_inputs` refuses, images of a single
-                class, a place that `nbtools.networks.above.above` refuses or that gives no maps, or where `pruned`
-                names no convolution.
+            ValueError: for images or a model that `nbtools.defender.learning.check_inputs` refuses, a place that
+                `nbtools.networks.above.above` refuses or that gives no maps, or where `pruned` names no convolution.
             DivergedError: where the model's answers, a loss or a weight are not finite.
         """
         check_inputs(model, clean)
         before = copy.deepcopy(model).eval().requires_grad_(False)
-        if bool((clean.labels == clean.labels[0]).all()):
-            raise ValueError(
-                "shift unlearning compares classes by images of other classes, and all clean images are of one; give "
-                "it images of two classes or more"
-            )
         for place in self.places:  # refused before any work
             above(before, place, None if place == self.places[-1] else self.places[-1])
             if (maps := at(before, place, clean.subset(torch.zeros(1, dtype=torch.int64)))).ndim != 4:
@@ -173,10 +168,11 @@ class ShiftUnlearning:
         }
         mask, twin = Mask(kept), copy.deepcopy(model).eval()
         apply(twin, mask)
-        asked = [self._ask(before, place, clean) for place in self.places]
+        several = bool((clean.labels != clean.labels[0]).any())
+        asked = [self._ask(before, place, clean) for place in self.places if several]
         history = [self._told(place) for place in asked]
-        found, scores = max(history, key=lambda row: row["outlier"]), self.prune.scores(parts)
-        if not self.steps or not found["outlier"] > found["bar"]:
+        found, scores = max(history, key=lambda row: row["outlier"], default=None), self.prune.scores(parts)
+        if not self.steps or not found or not found["outlier"] > found["bar"]:
             return Repair(twin, mask, scores, history)
         untuned = copy.deepcopy(twin)
         history += self._unlearn(before, twin, mask, clean, asked, found["suspect"])
