@@ -192,7 +192,7 @@ def suspected(history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> l
     if not asked or not unlearned:  # RNP unlearns as well, but suspects no class
         return []
     suspect = unlearned[0]["suspect"]
-    told = max(asked, key=lambda row: row["outlier"] / row["bar"])
+    told = max(asked, key=lambda row: row["outlier"])
     how = "of the image" if told["place"] == "image" else f"of the maps at {told['place']}"
     return [
         f"The class {classes[suspect]} stood out: one shift {how} sends other images to it too easily. Shifts towards "

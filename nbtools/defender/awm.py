@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nbtools.data.images import Images, to_floats
-from nbtools.defender.learning import check_inputs, check_learned, nothing_pruned
+from nbtools.data.images import Images
+from nbtools.defender.learning import check_inputs, check_learned, joined, nothing_pruned
 from nbtools.defender.repair import Repair, measured
-from nbtools.networks.training import DivergedError, augment
+from nbtools.networks.training import DivergedError
 from nbtools.networks.units import Units
 
 Weights = dict[str, Tensor]
@@ -158,8 +158,8 @@ class AWM:
 
     def _examples(self, clean: Images, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """All images as floats, their augmented copies behind them, and the labels of both."""
-        copies = [augment(clean.images, generator) for _ in range(self.copies)]
-        return to_floats(torch.cat([clean.images, *copies])), clean.labels.repeat(self.copies + 1)
+        seen = joined(clean, self.copies, generator)
+        return seen.floats(), seen.labels
 
     def _batches(self, count: int, generator: torch.Generator) -> Iterator[Tensor]:
         """Indices of all passes of one round."""

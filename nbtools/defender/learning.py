@@ -64,6 +64,12 @@ def accuracy(model: Callable[[Tensor], Tensor], images: Images, batch_size: int 
     return sum(int((model(to_floats(x)).argmax(1) == y).sum()) for x, y in pairs) / len(images)
 
 
+def joined(clean: Images, copies: int, generator: torch.Generator) -> Images:
+    """The images, and behind them so many cropped and flipped copies of each."""
+    seen = [clean.images, *(augment(clean.images, generator) for _ in range(copies))]
+    return Images(torch.cat(seen), clean.labels.repeat(len(seen)), clean.classes)
+
+
 def cutout(images: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """A grey square of `size` pixels at a random place of each image (DeVries & Taylor, arXiv 1708.04552).
 

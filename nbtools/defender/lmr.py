@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nbtools.data.images import Images, to_floats
 from nbtools.defender.head import features, linear_head
-from nbtools.defender.learning import answers, batches, check_inputs, check_learned, nothing_pruned
+from nbtools.defender.learning import answers, batches, check_inputs, check_learned, joined, nothing_pruned
 from nbtools.defender.repair import Repair, measured
 from nbtools.networks.training import DivergedError, augment
 
@@ -97,9 +97,7 @@ class LMR:
         ]
         generator = torch.Generator().manual_seed(self.seed)
         # the body stands still: what it says of the images and of their cropped and flipped copies is computed once
-        seen = Images(
-            torch.cat([clean.images, augment(clean.images, generator)]), clean.labels.repeat(2), clean.classes
-        )
+        seen = joined(clean, 1, generator)
         given, labels = features(twin, seen), seen.labels
         head = linear_head(twin)
         start = head.weight.detach().clone()

@@ -19,24 +19,18 @@ from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from nbtools.data.images import Images
-from nbtools.defender.learning import answers, check_inputs, check_learned
+from nbtools.defender.learning import answers, check_inputs, check_learned, joined
 from nbtools.defender.pruning import Mask, apply, hold
 from nbtools.defender.repair import Repair, measured
 from nbtools.defender.shifts import Searched, Walked, folds, halves, shift, shifted, spread, t_values, walk
 from nbtools.defender.suspiciousness import Suspiciousness
 from nbtools.networks.above import INPUT, above, at
-from nbtools.networks.training import DivergedError, augment, autocast
+from nbtools.networks.training import DivergedError, autocast
 
 
 def _highest(place: str) -> float:
     """What no value at a place may exceed: images end at 1."""
     return 1.0 if place == INPUT else math.inf
-
-
-def _joined(clean: Images, copies: int, generator: torch.Generator) -> Images:
-    """The images, and so many cropped and flipped copies of each."""
-    seen = [clean.images, *(augment(clean.images, generator) for _ in range(copies))]
-    return Images(torch.cat(seen), clean.labels.repeat(len(seen)), clean.classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +115,7 @@ class ShiftUnlearning:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = self.paces >= 2 and min(self.shifts, self.batch_size) >= 1
-        counts = counts and min(self.steps, self.copies, self.few) >= 0
+        counts = min(self.paces - 1, self.shifts, self.batch_size) >= 1 and min(self.steps, self.copies, self.few) >= 0
         finite = all(0 < value < math.inf for value in (self.lr, self.temperature, self.reach))
         weights = 0 <= self.weight < math.inf
         if not (counts and finite and weights and 0 < self.level < 1):
@@ -159,7 +152,8 @@ class ShiftUnlearning:
                 raise ValueError(f"{place} gives values of shape {list(maps.shape)}; name a module that gives maps")
         if self.pruned and not any(conv.startswith(self.pruned) for conv, _ in model.named_modules()):
             raise ValueError(f"the model has no module {' or '.join(self.pruned)}; name in `pruned` what may be pruned")
-        if not bool(torch.isfinite(answers(before, clean)).all()):
+        logits = answers(before, clean)
+        if not bool(torch.isfinite(logits).all()):
             raise DivergedError("the model's answers to the clean images hold nan or inf")
         parts = self.prune.components(model, clean)
         kept = {
@@ -169,7 +163,7 @@ class ShiftUnlearning:
         mask, twin = Mask(kept), copy.deepcopy(model).eval()
         apply(twin, mask)
         several = bool((clean.labels != clean.labels[0]).any())
-        asked = [self._ask(before, place, clean) for place in self.places if several]
+        asked = [self._ask(before, place, clean, logits.shape[1]) for place in self.places if several]
         history = [self._told(place) for place in asked]
         found, scores = max(history, key=lambda row: row["outlier"], default=None), self.prune.scores(parts)
         if not self.steps or not found or not found["outlier"] > found["bar"]:
@@ -179,16 +173,16 @@ class ShiftUnlearning:
         check_learned(twin)
         return Repair(twin, mask, scores, history, untuned=untuned, tuned_steps=self.steps)
 
-    def _ask(self, before: nn.Module, place: str, clean: Images) -> _Asked:
+    def _ask(self, before: nn.Module, place: str, clean: Images, classes: int) -> _Asked:
         """Walk the shifts of all classes at a place."""
         count, copies = len(clean), int(len(clean) < self.few)
-        seen = _joined(clean, copies, torch.Generator().manual_seed(self.seed))
+        seen = joined(clean, copies, torch.Generator().manual_seed(self.seed))
         maps, top = at(before, place, seen), above(before, place)
-        classes, scale = torch.arange(answers(before, seen).shape[1], device=maps.device), spread(maps)
+        every, scale = torch.arange(classes, device=maps.device), spread(maps)
 
         def searched(part: Tensor) -> Searched:
             both = torch.cat([part + count * turn for turn in range(copies + 1)])
-            return Searched(top, maps[both], seen.labels[both], scale, classes, _highest(place))
+            return Searched(top, maps[both], seen.labels[both], scale, every, _highest(place))
 
         dealt = [(searched(found), searched(held)) for found, held in folds(count, self.few, self.seed, maps.device)]
         return _Asked(place, scale, walk(dealt, self.paces, self.judged))
@@ -236,7 +230,7 @@ class ShiftUnlearning:
     ) -> list[dict[str, Any]]:
         """Tune, in place, what lies above the last place; one row a step."""
         generator, device, last = torch.Generator().manual_seed(self.seed), clean.images.device, self.places[-1]
-        more = _joined(clean, self.copies, generator)
+        more = joined(clean, self.copies, generator)
         forced = torch.cat(
             [self._forced(twin, more, len(clean), place, suspect, self.seed + k) for k, place in enumerate(asked)]
         )
