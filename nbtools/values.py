@@ -53,8 +53,9 @@ def options_of(wanted: Any) -> tuple[Any, ...]:
 def fit(value: Any, wanted: Any) -> Any:
     """A value as the wanted type.
 
-    A whole number may stand for a float, a list for a tuple and the other way round, and a text for what it spells
-    where no text is wanted (YAML takes 5e-2 for one). A bool is no number, and a number is finite.
+    A whole number may stand for a float, a list for a tuple and the other way round, a dataclass's name for it with its
+    defaults, and a text for what it spells where no text is wanted (YAML takes 5e-2 for one). A bool is no number, and
+    a number is finite.
 
     Args:
         value: any.
@@ -67,8 +68,11 @@ def fit(value: Any, wanted: Any) -> Any:
     if Any in options or (value is None and type(None) in options):
         return value
     for option in options:
-        if dataclasses.is_dataclass(option) and isinstance(option, type) and isinstance(value, option):
-            return value
+        if dataclasses.is_dataclass(option) and isinstance(option, type):
+            if isinstance(value, option):
+                return value
+            if value == option.__name__:
+                return option()
         try:
             return _fit_one(value, option)
         except (TypeError, ValueError):
@@ -117,8 +121,8 @@ def build(kind: type, given: Mapping[str, Any], name: str, base: Any = None, pat
     inner: dict[str, dict[str, Any]] = {}
     for field, value in given.items():
         first, _, rest = field.partition(".")
-        nested = _dataclass_in(hints[first]) if first in hints else None
-        if first not in hints or (rest and nested is None):
+        nested = _dataclasses_in(hints[first]) if first in hints else []
+        if first not in hints or (rest and not nested):
             there = ", ".join(f"{path}{f.name} = {getattr(base, f.name)!r}" for f in dataclasses.fields(base))
             raise ValueError(f"{name} has no setting {path + field!r}; it has {there or 'none'}")
         if rest:
@@ -127,24 +131,25 @@ def build(kind: type, given: Mapping[str, Any], name: str, base: Any = None, pat
         try:
             values[first] = fit(value, hints[first])
         except TypeError:
-            takes = f"None, or settings such as {path}{first}.{dataclasses.fields(nested)[0].name}" if nested else ""
+            such = f", or settings such as {path}{first}.{dataclasses.fields(nested[0])[0].name}" if nested else ""
             raise ValueError(
-                f"{name}'s {path}{first} takes {takes or said(hints[first])}, got {value!r}; "
+                f"{name}'s {path}{first} takes {said(hints[first])}{such}, got {value!r}; "
                 f"by default it is {getattr(base, first)!r}"
             ) from None
     for first, parts in inner.items():
         if first in values:
             raise ValueError(f"{path}{first} and {path}{first}.{next(iter(parts))} exclude each other")
-        nested = _dataclass_in(hints[first])
-        assert nested is not None
-        values[first] = build(nested, parts, name, getattr(base, first), f"{path}{first}.")
+        now = getattr(base, first)
+        kinds = sorted(_dataclasses_in(hints[first]), key=lambda kind: not isinstance(now, kind))  # its own first
+        wanted = {field.partition(".")[0] for field in parts}
+        knows = [kind for kind in kinds if wanted <= {field.name for field in dataclasses.fields(kind)}]
+        nested = (knows or kinds)[0]
+        values[first] = build(nested, parts, name, now if isinstance(now, nested) else None, f"{path}{first}.")
     return dataclasses.replace(base, **values)
 
 
-def _dataclass_in(wanted: Any) -> type | None:
-    return next(
-        (part for part in options_of(wanted) if dataclasses.is_dataclass(part) and isinstance(part, type)), None
-    )
+def _dataclasses_in(wanted: Any) -> list[type]:
+    return [part for part in options_of(wanted) if dataclasses.is_dataclass(part) and isinstance(part, type)]
 
 
 @dataclass(frozen=True)

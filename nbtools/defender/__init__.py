@@ -16,6 +16,7 @@ from nbtools.defender.lmr import LMR
 from nbtools.defender.mnp import MNP
 from nbtools.defender.nad import NAD
 from nbtools.defender.nft import NFT
+from nbtools.defender.renormalise import Renormalise
 from nbtools.defender.repair import Defence, FineTune, Repair
 from nbtools.defender.rnp import RNP
 from nbtools.defender.shift_unlearning import ShiftUnlearning
@@ -39,6 +40,7 @@ __all__ = [
     "FineTune",
     "FineTuning",
     "RandomPruning",
+    "Renormalise",
     "Repair",
     "ShiftUnlearning",
     "SpectralNorm",

@@ -12,6 +12,7 @@ from nbtools.data.images import Images
 from nbtools.defender.components import Components, Scores, components, spectral_norms
 from nbtools.defender.learning import Validation, accuracy, check_inputs
 from nbtools.defender.pruning import Mask, apply, at_random, check_threshold, pruned_copy, threshold
+from nbtools.defender.renormalise import Renormalise
 from nbtools.defender.repair import FineTune, Repair, measured
 from nbtools.defender.saliency import SALIENCY_LOSSES
 from nbtools.defender.score import POWERS, check_powers, suspiciousness
@@ -20,7 +21,7 @@ from nbtools.networks.units import check_finite, prunable_units
 
 @dataclass(frozen=True)
 class Suspiciousness:
-    """Prune every filter whose suspiciousness stands out in its layer, then fine-tune (arXiv 2311.07417).
+    """Prune every filter whose suspiciousness stands out in its layer, then mend the rest (arXiv 2311.07417).
 
     The formula is a reconstruction [ours]; see `nbtools.defender.score.suspiciousness`.
 
@@ -40,7 +41,7 @@ class Suspiciousness:
             networks that it was not chosen on, and is not the default (notebook 13).
         shortcuts: prune the 1x1 convolutions on the shortcuts as well.
         first: prune the first of the prunable convolutions as well.
-        fine_tune: how to fine-tune; None prunes only.
+        fine_tune: what follows: `Renormalise`, or `FineTune`, a training that stops by itself; None prunes only.
     """
 
     mu: float = 2.0
@@ -55,7 +56,7 @@ class Suspiciousness:
     alive: float = 0.0
     shortcuts: bool = True
     first: bool = True
-    fine_tune: FineTune | None = field(default_factory=FineTune)
+    fine_tune: FineTune | Renormalise | None = field(default_factory=Renormalise)
 
     def __post_init__(self) -> None:
         check_threshold(self.mu, self.scope, self.rounds)
@@ -147,11 +148,11 @@ class SpectralNorm:
 
     Args:
         mu: prune where sigma > mean + mu * std; CLP's u, 3 in its paper.
-        fine_tune: how to fine-tune; None (the paper) prunes only.
+        fine_tune: what follows, see `Suspiciousness`; None (the paper) prunes only.
     """
 
     mu: float = 3.0
-    fine_tune: FineTune | None = None
+    fine_tune: FineTune | Renormalise | None = None
 
     def __post_init__(self) -> None:
         check_threshold(self.mu)
@@ -191,7 +192,9 @@ class RandomPruning:
         return _repair(model, clean, self.like.scores(parts), mask, self.like.fine_tune)
 
 
-def _repair(model: nn.Module, clean: Images, scores: Scores, mask: Mask, fine_tune: FineTune | None) -> Repair:
+def _repair(
+    model: nn.Module, clean: Images, scores: Scores, mask: Mask, fine_tune: FineTune | Renormalise | None
+) -> Repair:
     twin, before = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
     apply(twin, mask)
     if fine_tune is None:
