@@ -64,14 +64,6 @@ def accuracy(model: Callable[[Tensor], Tensor], images: Images, batch_size: int 
     return sum(int((model(to_floats(x)).argmax(1) == y).sum()) for x, y in pairs) / len(images)
 
 
-@torch.no_grad()
-def losses(model: nn.Module, images: Images, batch_size: int = 250) -> Tensor:
-    """Cross-entropy of each image: `[n]`. The model is in eval mode afterwards."""
-    model.eval()
-    batches = zip(images.images.split(batch_size), images.labels.split(batch_size), strict=True)
-    return torch.cat([F.cross_entropy(model(to_floats(x)), y, reduction="none") for x, y in batches])
-
-
 def joined(clean: Images, copies: int, generator: torch.Generator) -> Images:
     """The images, and behind them so many cropped and flipped copies of each."""
     seen = [clean.images, *(augment(clean.images, generator) for _ in range(copies))]

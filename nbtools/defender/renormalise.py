@@ -80,6 +80,7 @@ class Renormalise:
         check_finite(model)
         return [{"step": 0, "gain": 0.0, "chosen": not gain > 0}, {"step": 1, "gain": gain, "chosen": gain > 0}]
 
+    @torch.no_grad()
     def _match(self, model: nn.Module, clean: Images, mask: Mask, before: nn.Module) -> None:
         images, target, calls = clean.floats(), dict[str, tuple[Tensor, Tensor]](), list[str]()
 

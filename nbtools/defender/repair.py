@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbtools.data.images import Images, to_floats
-from nbtools.defender.learning import losses
 from nbtools.defender.memory import peak
 from nbtools.defender.pruning import Mask, hold
 from nbtools.networks.training import augment
@@ -188,11 +187,11 @@ class FineTune:
             held = torch.arange(len(clean), device=device) % folds == fold
             rest, test = clean.subset(order[~held]), clean.subset(order[held])
             twin = copy.deepcopy(model)
-            curve = [losses(twin, test)]
-            curve += [losses(twin, test) for _ in self.tune(twin, rest, mask, before, self.steps)]
+            curve = [_losses(twin, test)]
+            curve += [_losses(twin, test) for _ in self.tune(twin, rest, mask, before, self.steps)]
             curves.append(torch.stack(curve))
-        held_back = torch.cat(curves, 1)
-        return held_back[0] - held_back
+        losses = torch.cat(curves, 1)
+        return losses[0] - losses
 
     def tune(self, model: nn.Module, images: Images, mask: Mask, before: nn.Module, steps: int) -> Iterator[int]:
         """Tune in place; after every `every` of the first `steps` steps yield their number, the model in eval mode."""
@@ -240,3 +239,11 @@ class FineTune:
             taught = F.log_softmax(before(inputs) / self.temperature, 1)
         answers = F.log_softmax(model(inputs) / self.temperature, 1)
         return self.temperature**2 * F.kl_div(answers, taught, reduction="batchmean", log_target=True)
+
+
+@torch.no_grad()
+def _losses(model: nn.Module, images: Images) -> Tensor:
+    """Cross-entropy of each image: `[n]`."""
+    model.eval()
+    batches = zip(images.images.split(250), images.labels.split(250), strict=True)
+    return torch.cat([F.cross_entropy(model(to_floats(x)), y, reduction="none") for x, y in batches])

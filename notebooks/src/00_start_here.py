@@ -168,7 +168,8 @@ pd.DataFrame(cells).T
 # ## 4. A repair in five lines
 #
 # A defence is a small frozen object; its fields are its settings. Called on a model and clean images, it returns a
-# `Repair` and leaves the model as it was.
+# `Repair` and leaves the model as it was. (The default settings were found on networks of full width; `narrow()` holds
+# those for networks as narrow as that of profiles `quick` and `laptop`.)
 #
 # > **Predict first.** The defender now has 10 images of each class (or whatever the parameters above say) and no idea
 # > what the trigger looks like. How far can ASR come down, and what will it cost in ACC?
@@ -177,7 +178,7 @@ pd.DataFrame(cells).T
 from nbtools.defender import Suspiciousness
 
 clean = run.draw(samples_per_class, draw=draw)
-defence = Suspiciousness()
+defence = Suspiciousness() if run.profile.width >= 64 else Suspiciousness.narrow()
 repair = defence(poisoned.model, clean)
 after = poisoned.evaluate(repair.model)
 print(f"before  {poisoned.before}\nafter   {after}")
@@ -203,10 +204,11 @@ pd.DataFrame(repair.history).round(4)
 # **How it prunes.** The batch norm behind each convolution multiplies the filter's map by $\gamma_i$ and adds
 # $\beta_i$. Set both to zero and the filter is gone.
 #
-# **How it fine-tunes** [ours]. The pruned network learns to answer the clean images as the network did before it was
-# pruned; no clean image carries the trigger, so that teacher's backdoor stays silent. The history above is a
-# cross-validation: `gain` is how much the loss of held-back images fell after so many steps, `error` its standard
-# error. If no gain is clear, step 0 is `chosen`: the pruned network stays as it is.
+# **How it mends the rest** [ours]. A narrow network is fine-tuned: the pruned network learns to answer the clean images
+# as it did before it was pruned; no clean image carries the trigger, so that teacher's backdoor stays silent. The
+# history above is a cross-validation: `gain` is how much the loss of held-back images fell after so many steps, `error`
+# its standard error. If no gain is clear, step 0 is `chosen`: the pruned network stays as it is. (At full width no
+# training is needed: each filter that is left gets the mean and the spread back that it had before, in one step.)
 # [06 · Suspiciousness](06_suspiciousness.ipynb) is about this care.
 #
 # The pruning is so short that we can do it by hand:

@@ -500,17 +500,17 @@ plots.show(figure, "Two heat maps over the image: ASR for each position of the t
 # %% [markdown]
 # ## 8. The repair, on both
 #
-# The same call as in notebook 00, `Suspiciousness()` at its default settings with the same few clean images, on the
-# poisoned network and on its twin. `run.defend` does it, evaluates, and keeps the row. The columns: before, after
-# pruning alone, and after the whole defence.
+# The same call as in notebook 00, with the same few clean images, on the poisoned network and on its twin. `run.defend`
+# does it, evaluates, and keeps the row. The columns: before, after pruning alone, and after the whole defence.
 #
 # > **Predict first** (you may have written it down in notebook 00). What does the repair cost when nothing is there?
 
 # %%
 from nbtools.defender import Suspiciousness
 
+defence = Suspiciousness() if run.profile.width >= 64 else Suspiciousness.narrow()
 pair = (poisoned, clean_twin)
-rows = [run.defend(model, Suspiciousness(), samples_per_class, draw=draw) for model in pair]
+rows = [run.defend(model, defence, samples_per_class, draw=draw) for model in pair]
 run.save_rows(rows, "01_poisoned_resnet18")
 repairs = pd.DataFrame(rows).set_index("model")
 numbers = [f"{name}_{stage}" for name in ("acc", "asr", "ra") for stage in ("before", "pruned", "after")]

@@ -60,7 +60,7 @@ draws = draws or run.profile.draws
 poisoned = run.model(attack, poison_rate, target)
 clean_twin = run.clean_model(attack, target)
 models = (poisoned, clean_twin)
-defence = Suspiciousness(fine_tune=None)
+defence = replace(Suspiciousness() if run.profile.width >= 64 else Suspiciousness.narrow(), fine_tune=None)
 clean = run.draw(samples_per_class)
 pd.DataFrame({model.name: model.before.row() for model in models}).T.round(1)
 
@@ -401,7 +401,10 @@ summary.rename(columns={"asr_after": "ASR left", "der": "DER"}).round(1)
 # table of notebook 13). Two things speak against it. The price stands in the last column: a network with nothing to
 # hide loses twice as much, and the third training's clean one 3.6 points instead of 0.6. And 2 is a compromise, not a
 # held-out choice: whichever attack is left out, the others ask for 1.75 or, without Blended, for 2.25; judged on the
-# attack left out that choice is worse than 2, in ACC and in ASR.
+# attack left out that choice is worse than 2, in ACC and in ASR. All of this holds for narrow networks, and
+# `Suspiciousness.narrow()` keeps it. At full width a rule that was written down before its rows were measured settled
+# on 2.5, with cross-entropy's saliency and without training afterwards: layers of 64 to 512 filters have more that
+# stand out than layers of 16 to 128 ([data/README.md](../data/README.md#full-width)). That is the default.
 #
 # **The rule** lies on the line of the fixed thresholds, with 1 % allowed a little above it: clean images choose no
 # better than a number does. On clean networks it costs half as much as `mu` 2. But what a defender would fear most is

@@ -56,7 +56,7 @@ plots.style()
 run = nbtools.start(profile, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
 poisoned = run.model(attack, poison_rate, target)
 hidden = run.model(attack, poison_rate, target, adaptive=adaptive.Hide(weight))
-defence = Suspiciousness()
+defence = Suspiciousness() if run.profile.width >= 64 else Suspiciousness.narrow()
 clean = run.draw(samples_per_class)
 models = {"plain": poisoned, "hiding": hidden}
 pd.DataFrame({name: model.before.row() for name, model in models.items()}).T.round(1)

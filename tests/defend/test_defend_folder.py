@@ -15,7 +15,7 @@ from nbtools import defender as defences
 from nbtools.data.folder import class_names, read_folder
 from nbtools.data.images import Images
 from nbtools.defend.findings import compared, detector, read_references, warnings_of
-from nbtools.defender import FineTune, SpectralNorm, Suspiciousness
+from nbtools.defender import FineTune, Renormalise, SpectralNorm, Suspiciousness
 from nbtools.defender.choices import DEFENCES, make_defence
 from nbtools.defender.pruning import Mask
 
@@ -137,6 +137,8 @@ def test_settings_become_the_fields_types() -> None:
     wanted = Suspiciousness(mu=3.0, scope="global", shortcuts=False, fine_tune=FineTune(steps=20, lr=1.0))
     assert repr(make_defence("suspiciousness", given)) == repr(wanted)
     assert make_defence("suspiciousness", [("fine_tune", "None")]) == Suspiciousness(fine_tune=None)
+    assert make_defence("suspiciousness", [("fine_tune", "FineTune")]) == Suspiciousness(fine_tune=FineTune())
+    assert make_defence("suspiciousness", [("fine_tune.seed", "1")]).fine_tune == Renormalise(seed=1), "its own first"
     assert make_defence("suspiciousness", [("powers", "{'sigma': 1}")]) == Suspiciousness(powers={"sigma": 1.0})
     assert make_defence("clp", [("fine_tune.steps", "9")]) == SpectralNorm(fine_tune=FineTune(steps=9))
 
@@ -145,14 +147,14 @@ def test_settings_become_the_fields_types() -> None:
     ("name", "settings", "said"),
     [
         ("magic", [], "Known: suspiciousness, clp"),
-        ("suspiciousness", [("muu", "3")], r"no setting 'muu'; it has mu = 2.0, saliency = 'margin'"),
-        ("suspiciousness", [("mu", "high")], "mu takes float, got 'high'; by default it is 2.0"),
+        ("suspiciousness", [("muu", "3")], r"no setting 'muu'; it has mu = 2.5, saliency = 'cross_entropy'"),
+        ("suspiciousness", [("mu", "high")], "mu takes float, got 'high'; by default it is 2.5"),
         ("suspiciousness", [("mu", "True")], "mu takes float"),
         ("suspiciousness", [("mu", "-1")], "mu must be 0 or more"),
         ("suspiciousness", [("mu", "1"), ("mu", "2")], "given twice"),
         ("suspiciousness", [("mu.x", "1")], "no setting 'mu.x'"),
-        ("suspiciousness", [("fine_tune", "20")], r"takes None, or settings such as fine_tune.steps"),
-        ("suspiciousness", [("fine_tune.pace", "20")], "no setting 'fine_tune.pace'; it has fine_tune.steps = 40"),
+        ("suspiciousness", [("fine_tune", "20")], r"takes FineTune or None or Renormalise, or settings such as"),
+        ("suspiciousness", [("fine_tune.pace", "20")], "no setting 'fine_tune.pace'; it has fine_tune.limit = 2.0"),
         ("suspiciousness", [("fine_tune.steps", "0")], "steps, every and batch_size >= 1"),
         ("suspiciousness", [("fine_tune", "None"), ("fine_tune.steps", "2")], "exclude each other"),
         ("suspiciousness", [("powers", "{'sigma': 'x'}")], "powers takes dict"),

@@ -37,6 +37,7 @@ from nbtools.defender import (
     FineTune,
     FineTuning,
     RandomPruning,
+    Renormalise,
     Repair,
     ShiftUnlearning,
     SpectralNorm,
@@ -118,6 +119,7 @@ def shifting(defence: ShiftUnlearning) -> Case:
 CASES = {
     "Suspiciousness": Case(SCORE, BOTH, forbidden=WILD_SCORE),
     "Suspiciousness, not tuned": Case(replace(SCORE, fine_tune=None), BOTH),
+    "Suspiciousness, renormalised": Case(replace(SCORE, fine_tune=Renormalise(most=8)), BOTH),
     "ChosenMu": Case(ChosenMu(SCORE, (2, 1), 0.5), BOTH, forbidden=ChosenMu(WILD_SCORE, (2, 1), 0.5)),
     "RandomPruning": Case(RandomPruning(SCORE), BOTH, forbidden=RandomPruning(WILD_SCORE)),
     "ShiftUnlearning": shifting(SHIFT),
@@ -460,5 +462,5 @@ def test_a_model_is_handed_out_untuned_where_tuning_breaks_it(name: str) -> None
 
 def test_only_what_trains_nothing_can_not_diverge() -> None:
     steady = [case.defence for case in CASES.values() if not case.wild and case.forbidden is None]
-    assert len(steady) == 5 and NFT_2 in steady
+    assert len(steady) == 6 and NFT_2 in steady
     assert all(getattr(defence, "fine_tune", "missing") is None for defence in steady if defence != NFT_2)

@@ -132,7 +132,7 @@ def test_mu_is_the_last_before_the_clean_images_object() -> None:
         optimiser.step()
     model.eval().requires_grad_(False)
     before = accuracy(model, clean)
-    like = Suspiciousness(fine_tune=None)
+    like = Suspiciousness(saliency="margin", fine_tune=None)
     mus = tuple(k / 4 for k in range(9))
     kept = {}
     for mu in sorted(mus, reverse=True):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nbtools.data.images import Images
-from nbtools.defender import Repair, SpectralNorm
+from nbtools.defender import Repair, SpectralNorm, Suspiciousness
 from nbtools.defender.anp import ANP
 from nbtools.defender.components import spectral_norms
 from nbtools.defender.learning import Validation, accuracy
@@ -121,7 +121,9 @@ def test_a_profile_cuts_work_and_nothing_else() -> None:
         "ANP": "iterations 40 instead of 2000",
         "AWM": "rounds 1 instead of 20",
     }
-    assert {name for name in whole if whole[name] != quick[name]} == set(cuts(quick))
+    assert {name for name in whole if whole[name] != quick[name]} == {"suspiciousness", *cuts(quick)}
+    narrow = {name: contenders(PROFILES[name])["suspiciousness"].defence for name in ("quick", "laptop")}
+    assert set(map(repr, narrow.values())) == {repr(Suspiciousness.narrow())}
 
 
 def test_all_defend_the_same_models_with_the_same_amounts(rows: Any) -> None:

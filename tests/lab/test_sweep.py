@@ -234,14 +234,14 @@ def test_rows_of_the_command_equal_those_measured_here(tmp_path: Path, monkeypat
 
 def test_the_table_to_work_with_has_a_column_for_each_setting_that_differs() -> None:
     defences = [
-        Suspiciousness(mu=1, powers={"sigma": 1}),
+        Suspiciousness(mu=1, powers={"sigma": 1}, fine_tune=FineTune()),
         Suspiciousness(mu=3, fine_tune=None, saliency="softened"),
         Suspiciousness(fine_tune=FineTune(lr=1)),
     ]
     rows = pd.DataFrame({"id": ["a", "b", "c"], "settings": map(repr, defences), "error": "", "asr_after": [1.0, 2, 3]})
     table = tidy(rows)
     assert list(table) == ["asr_after", "mu", "saliency", "powers", "fine_tune", "fine_tune.lr"]
-    assert list(table.saliency) == ["margin", "softened", "margin"]
+    assert list(table.saliency) == [Suspiciousness().saliency, "softened", Suspiciousness().saliency]
     assert list(table.mu) == [1, 3, Suspiciousness().mu] and list(table.fine_tune) == ["FineTune", "None", "FineTune"]
     assert table.powers[0] == repr({"sigma": 1}) != table.powers[1]
     assert table["fine_tune.lr"].tolist()[::2] == [1e-3, 1] and math.isnan(table["fine_tune.lr"].tolist()[1])
