@@ -11,6 +11,7 @@ from nbtools.defender.fine_pruning import FinePruning
 from nbtools.defender.fine_tuning import FineTuning
 from nbtools.defender.fmp import FMP
 from nbtools.defender.ft_sam import FTSAM
+from nbtools.defender.last_stage import LastStage
 from nbtools.defender.learning import Epochs, Validation
 from nbtools.defender.lmr import LMR
 from nbtools.defender.mnp import MNP
@@ -39,6 +40,7 @@ __all__ = [
     "FinePruning",
     "FineTune",
     "FineTuning",
+    "LastStage",
     "RandomPruning",
     "Renormalise",
     "Repair",

@@ -10,6 +10,7 @@ from torch import nn
 
 from nbtools.data.images import Images
 from nbtools.defender.components import Components, Scores, components, spectral_norms
+from nbtools.defender.last_stage import LastStage
 from nbtools.defender.learning import Validation, accuracy, check_inputs
 from nbtools.defender.pruning import Mask, apply, at_random, check_threshold, pruned_copy, threshold
 from nbtools.defender.renormalise import Renormalise
@@ -17,6 +18,9 @@ from nbtools.defender.repair import FineTune, Repair, measured
 from nbtools.defender.saliency import SALIENCY_LOSSES
 from nbtools.defender.score import POWERS, check_powers, suspiciousness
 from nbtools.networks.units import check_finite, prunable_units
+
+Mending = FineTune | LastStage | Renormalise
+"""What may follow the pruning: called with the pruned model, the clean images, the mask and the model before."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Suspiciousness:
             networks that it was not chosen on, and is not the default (notebook 13).
         shortcuts: prune the 1x1 convolutions on the shortcuts as well.
         first: prune the first of the prunable convolutions as well.
-        fine_tune: what follows: `Renormalise`, or `FineTune`, a training that stops by itself; None prunes only.
+        fine_tune: what follows: `LastStage`, a short tuning of the highest part; `FineTune`, one of the whole network
+            that stops by itself; `Renormalise`, which trains nothing; None prunes only.
     """
 
     mu: float = 2.5
@@ -57,7 +62,7 @@ class Suspiciousness:
     alive: float = 0.0
     shortcuts: bool = True
     first: bool = True
-    fine_tune: FineTune | Renormalise | None = field(default_factory=Renormalise)
+    fine_tune: Mending | None = field(default_factory=LastStage)
 
     def __post_init__(self) -> None:
         check_threshold(self.mu, self.scope, self.rounds)
@@ -73,7 +78,7 @@ class Suspiciousness:
     def narrow(cls) -> Suspiciousness:
         """For networks of width 16 and 32, on which these settings were found: they prune more of a small layer [ours].
 
-        The fine-tuning takes many times as long as `Renormalise`, and brings less of a backdoor back there.
+        `FineTune` takes many times as long as `LastStage`.
         """
         return cls(mu=2.0, saliency="margin", fine_tune=FineTune())
 
@@ -161,7 +166,7 @@ class SpectralNorm:
     """
 
     mu: float = 3.0
-    fine_tune: FineTune | Renormalise | None = None
+    fine_tune: Mending | None = None
 
     def __post_init__(self) -> None:
         check_threshold(self.mu)
@@ -201,9 +206,7 @@ class RandomPruning:
         return _repair(model, clean, self.like.scores(parts), mask, self.like.fine_tune)
 
 
-def _repair(
-    model: nn.Module, clean: Images, scores: Scores, mask: Mask, fine_tune: FineTune | Renormalise | None
-) -> Repair:
+def _repair(model: nn.Module, clean: Images, scores: Scores, mask: Mask, fine_tune: Mending | None) -> Repair:
     twin, before = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
     apply(twin, mask)
     if fine_tune is None:

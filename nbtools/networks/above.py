@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node, Tracer
 
 from nbtools.data.images import Images
+from nbtools.networks.units import prunable_units
 
 INPUT = ""
 """The place of the images themselves."""
@@ -83,6 +84,29 @@ def above(model: nn.Module, place: str, until: str | None = None) -> GraphModule
     rest.delete_all_unused_submodules()
     rest.recompile()
     return rest.eval()
+
+
+def last_place(model: nn.Module, share: float = 0.25) -> str:
+    """The highest module that everything flows through and that has this share of the convolution-BN pairs above it.
+
+    Args:
+        model: any model that torch.fx can trace, in eval mode, with a convolution-BN pair.
+        share: in (0, 1].
+
+    Returns:
+        Its name, "layer3" of a ResNet of four stages; `INPUT`, the images, where no module qualifies.
+    """
+    convs = [unit.conv for unit in prunable_units(model)]
+    order = [name for name, module in model.named_modules() if name and not isinstance(module, nn.ModuleList)]
+    for name in reversed(order):
+        try:
+            rest = above(model, name)
+        except ValueError:  # there is a way around it, or it is called more than once
+            continue
+        there = {found for found, _ in rest.named_modules()}
+        if sum(conv in there for conv in convs) >= share * len(convs):
+            return name
+    return INPUT
 
 
 def _once(model: nn.Module, nodes: list[Node], place: str) -> Node:

@@ -15,7 +15,7 @@ from nbtools import defender as defences
 from nbtools.data.folder import class_names, read_folder
 from nbtools.data.images import Images
 from nbtools.defend.findings import compared, detector, read_references, warnings_of
-from nbtools.defender import FineTune, Renormalise, SpectralNorm, Suspiciousness
+from nbtools.defender import FineTune, LastStage, Renormalise, SpectralNorm, Suspiciousness
 from nbtools.defender.choices import DEFENCES, make_defence
 from nbtools.defender.pruning import Mask
 
@@ -133,12 +133,13 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 def test_settings_become_the_fields_types() -> None:
     assert make_defence("suspiciousness", []) == Suspiciousness()
-    given = [("mu", "3"), ("fine_tune.steps", "20"), ("fine_tune.lr", "1"), ("scope", "global"), ("shortcuts", "False")]
-    wanted = Suspiciousness(mu=3.0, scope="global", shortcuts=False, fine_tune=FineTune(steps=20, lr=1.0))
+    given = [("mu", "3"), ("fine_tune.folds", "2"), ("fine_tune.lr", "1"), ("scope", "global"), ("shortcuts", "False")]
+    wanted = Suspiciousness(mu=3.0, scope="global", shortcuts=False, fine_tune=FineTune(folds=2, lr=1.0))
     assert repr(make_defence("suspiciousness", given)) == repr(wanted)
     assert make_defence("suspiciousness", [("fine_tune", "None")]) == Suspiciousness(fine_tune=None)
     assert make_defence("suspiciousness", [("fine_tune", "FineTune")]) == Suspiciousness(fine_tune=FineTune())
-    assert make_defence("suspiciousness", [("fine_tune.seed", "1")]).fine_tune == Renormalise(seed=1), "its own first"
+    assert make_defence("suspiciousness", [("fine_tune.seed", "1")]).fine_tune == LastStage(seed=1), "its own first"
+    assert make_defence("suspiciousness", [("fine_tune.limit", "3")]).fine_tune == Renormalise(limit=3)
     assert make_defence("suspiciousness", [("powers", "{'sigma': 1}")]) == Suspiciousness(powers={"sigma": 1.0})
     assert make_defence("clp", [("fine_tune.steps", "9")]) == SpectralNorm(fine_tune=FineTune(steps=9))
 
@@ -153,9 +154,13 @@ def test_settings_become_the_fields_types() -> None:
         ("suspiciousness", [("mu", "-1")], "mu must be 0 or more"),
         ("suspiciousness", [("mu", "1"), ("mu", "2")], "given twice"),
         ("suspiciousness", [("mu.x", "1")], "no setting 'mu.x'"),
-        ("suspiciousness", [("fine_tune", "20")], r"takes FineTune or None or Renormalise, or settings such as"),
-        ("suspiciousness", [("fine_tune.pace", "20")], "no setting 'fine_tune.pace'; it has fine_tune.limit = 2.0"),
-        ("suspiciousness", [("fine_tune.steps", "0")], "steps, every and batch_size >= 1"),
+        (
+            "suspiciousness",
+            [("fine_tune", "20")],
+            "takes FineTune or LastStage or None or Renormalise, or settings",
+        ),
+        ("suspiciousness", [("fine_tune.pace", "20")], "no setting 'fine_tune.pace'; it has fine_tune.share = 0.25"),
+        ("suspiciousness", [("fine_tune.steps", "0")], "steps and batch_size >= 1"),
         ("suspiciousness", [("fine_tune", "None"), ("fine_tune.steps", "2")], "exclude each other"),
         ("suspiciousness", [("powers", "{'sigma': 'x'}")], "powers takes dict"),
         ("suspiciousness", [("scope", "nowhere")], "unknown scope"),

@@ -1,0 +1,107 @@
+"""Tune the last part of a pruned network alone: what reaches it is computed once, so a step costs little."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nbtools.data.images import Images
+from nbtools.defender.learning import answers, check_learned, joined
+from nbtools.defender.pruning import Mask, hold
+from nbtools.networks.above import above, at, last_place
+
+
+@dataclass(frozen=True)
+class LastStage:
+    """A short tuning of the highest part of a network, with the network before pruning as teacher [ours].
+
+    The clean images and a few cropped and flipped copies go once through what lies below. Then the part above learns
+    to answer them as the whole network did before it was pruned (distillation). Batch norms keep their running
+    statistics, and the mask holds. It is taken back where the answers to the clean images are then no nearer, as a
+    mean of the Kullback-Leibler divergence, than before.
+
+    Args:
+        share: the place is the highest one that has at least this share of the convolution-BN pairs above it, in
+            (0, 1]; see `nbtools.networks.above.last_place`. Of a ResNet it is the third of four stages.
+        steps: of SGD, at least 1.
+        lr: learning rate of the first step, above 0; it falls linearly to 0.
+        momentum: SGD momentum, in [0, 1).
+        batch_size: images a step, at least 1.
+        copies: cropped and flipped copies of each image, 0 or more.
+        temperature: divides both networks' logits, above 0.
+        seed: copies and batches.
+
+    Raises:
+        ValueError: for a value out of its range.
+    """
+
+    share: float = 0.25
+    steps: int = 40
+    lr: float = 1e-3
+    momentum: float = 0.9
+    batch_size: int = 16
+    copies: int = 2
+    temperature: float = 2.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = min(self.steps, self.batch_size) >= 1 and self.copies >= 0
+        finite = all(0 < value < math.inf for value in (self.lr, self.temperature))  # so that NaN is refused too
+        if not (counts and finite and 0 < self.share <= 1 and 0 <= self.momentum < 1):
+            raise ValueError(
+                "share in (0, 1], steps and batch_size >= 1, lr and temperature > 0, momentum in [0, 1) and "
+                f"copies >= 0 are needed, got {self}"
+            )
+
+    def __call__(self, model: nn.Module, clean: Images, mask: Mask, before: nn.Module) -> list[dict[str, Any]]:
+        """Tune in place.
+
+        Args:
+            model: the pruned model, in eval mode.
+            clean: the defender's images.
+            mask: what stays pruned.
+            before: the model before pruning, in eval mode; it is not changed.
+
+        Returns:
+            Two rows: step 0 and `steps`, gain (mean fall of the clean images' divergence), chosen.
+        """
+        generator, place = torch.Generator().manual_seed(self.seed), last_place(model, self.share)
+        more = joined(clean, self.copies, generator)
+        taught, learned, pupil = answers(before, more), at(model, place, more), above(model, place)
+        weights = [weight for weight in pupil.parameters() if weight.is_floating_point()]
+        was, wanted = [weight.detach().clone() for weight in weights], [weight.requires_grad for weight in weights]
+        with torch.no_grad():
+            first = self._distance(answers(model, clean), taught[: len(clean)])
+        for weight in weights:
+            weight.requires_grad_(True)
+        optimizer, again = torch.optim.SGD(weights, self.lr, self.momentum), hold(model, mask)
+        for step in range(self.steps):
+            optimizer.param_groups[0]["lr"] = self.lr * (1 - step / self.steps)
+            which = torch.randint(len(learned), (self.batch_size,), generator=generator).to(learned.device)
+            optimizer.zero_grad(set_to_none=True)
+            self._distance(pupil(learned[which]), taught[which]).backward()
+            optimizer.step()
+            again()
+        optimizer.zero_grad(set_to_none=True)
+        for weight, flag in zip(weights, wanted, strict=True):
+            weight.requires_grad_(flag)
+        with torch.no_grad():
+            gain = float(first - self._distance(answers(model, clean), taught[: len(clean)]))
+            if not gain > 0:
+                for weight, old in zip(weights, was, strict=True):
+                    weight.copy_(old)
+        check_learned(model)
+        return [
+            {"step": 0, "gain": 0.0, "chosen": not gain > 0},
+            {"step": self.steps, "gain": gain, "chosen": gain > 0},
+        ]
+
+    def _distance(self, logits: Tensor, taught: Tensor) -> Tensor:
+        """Kullback-Leibler divergence of the softened answers, times the square of the temperature."""
+        mine, theirs = (F.log_softmax(values / self.temperature, 1) for values in (logits, taught))
+        return self.temperature**2 * F.kl_div(mine, theirs, reduction="batchmean", log_target=True)
