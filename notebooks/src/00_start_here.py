@@ -204,11 +204,11 @@ pd.DataFrame(repair.history).round(4)
 # **How it prunes.** The batch norm behind each convolution multiplies the filter's map by $\gamma_i$ and adds
 # $\beta_i$. Set both to zero and the filter is gone.
 #
-# **How it mends the rest** [ours]. A narrow network is fine-tuned: the pruned network learns to answer the clean images
-# as it did before it was pruned; no clean image carries the trigger, so that teacher's backdoor stays silent. The
-# history above is a cross-validation: `gain` is how much the loss of held-back images fell after so many steps, `error`
-# its standard error. If no gain is clear, step 0 is `chosen`: the pruned network stays as it is. (At full width no
-# training is needed: each filter that is left gets the mean and the spread back that it had before, in one step.)
+# **How it fine-tunes** [ours]. The pruned network learns to answer the clean images as the network did before it was
+# pruned; no clean image carries the trigger, so that teacher's backdoor stays silent. The history above is a
+# cross-validation: `gain` is how much the loss of held-back images fell after so many steps, `error` its standard
+# error. If no gain is clear, step 0 is `chosen`: the pruned network stays as it is. (At full width the last stage alone
+# is tuned, which takes a fraction of the time.)
 # [06 · Suspiciousness](06_suspiciousness.ipynb) is about this care.
 #
 # The pruning is so short that we can do it by hand:

@@ -163,8 +163,8 @@ by_amount.rename(index=lambda name: name.replace("\n", " ")).round(1)
 # ## 3. The whole defence, and rivals that can run with as few
 #
 # Now what follows the pruning joins in (here a fine-tuning, with folds of the same few images to stop it); beside it
-# the rivals of notebook 10 that learn in seconds. (AWM is in section 4; ANP and FMP, which take minutes a row, stand in notebook 10 with a hundred images.)
-# CLP needs no image: one row for all amounts.
+# the rivals of notebook 10 that learn in seconds. (AWM is in section 4; ANP and FMP, which take minutes a row, stand in
+# notebook 10 with a hundred images.) CLP needs no image: one row for all amounts.
 
 # %%
 line_up = contenders(run.profile)

@@ -138,8 +138,8 @@ def test_settings_become_the_fields_types() -> None:
     assert repr(make_defence("suspiciousness", given)) == repr(wanted)
     assert make_defence("suspiciousness", [("fine_tune", "None")]) == Suspiciousness(fine_tune=None)
     assert make_defence("suspiciousness", [("fine_tune", "FineTune")]) == Suspiciousness(fine_tune=FineTune())
-    assert make_defence("suspiciousness", [("fine_tune.seed", "1")]).fine_tune == LastStage(seed=1), "its own first"
-    assert make_defence("suspiciousness", [("fine_tune.limit", "3")]).fine_tune == Renormalise(limit=3)
+    assert make_defence("suspiciousness", [("fine_tune.seed", "1")]) == Suspiciousness(fine_tune=LastStage(seed=1))
+    assert make_defence("suspiciousness", [("fine_tune.limit", "3")]) == Suspiciousness(fine_tune=Renormalise(3))
     assert make_defence("suspiciousness", [("powers", "{'sigma': 1}")]) == Suspiciousness(powers={"sigma": 1.0})
     assert make_defence("clp", [("fine_tune.steps", "9")]) == SpectralNorm(fine_tune=FineTune(steps=9))
 

@@ -79,7 +79,7 @@ ANY = Validation(allowed=0.99)
 EPOCH, WILD = Epochs(epochs=1, batch_size=4), Epochs(epochs=5, lr=1e10)
 LOWER_LR = r"the fine-tuning's loss is (nan|inf) in epoch \d; try an lr below 1"
 LOOKS = FineTune(steps=2, every=1, folds=2, lr=0.01, teacher="labels", confidence=0, frozen_bn=False)
-LAST = LastStage(steps=2, batch_size=4, copies=1)
+LAST = LastStage(share=0.5, steps=8, lr=0.01, batch_size=4, copies=1, temperature=0.2)
 SCORE, WILD_SCORE = (Suspiciousness(mu=1, fine_tune=tune) for tune in (LOOKS, replace(LOOKS, lr=1e30)))
 FMP_4 = FMP(n_images=4, divisor=4, fine_tune=EPOCH)
 RNP_3 = RNP(unlearn_lr=0.05, unlearn_epochs=2, recover_lr=5, recover_epochs=3, batch_size=4, thresholds=(0.2, 0.9))

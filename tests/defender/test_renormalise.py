@@ -8,6 +8,7 @@ import torch
 from tiny import bits, mask_of, network, pictures, plain, same_bits, taught
 from torch import Tensor, nn
 
+from nbtools.data.images import Images
 from nbtools.defender import Renormalise, Suspiciousness
 from nbtools.defender.pruning import Mask, at_random, pruned_copy
 from nbtools.networks.units import prunable_units
@@ -151,13 +152,13 @@ def test_a_batch_norm_that_is_called_twice_is_left_alone() -> None:
     mask = mask_of(before, {"inner.conv1": [0, 1], "inner.conv2": []})
     model = pruned_copy(before, mask).eval()
     Renormalise()._match(model, CLEAN, mask, before)
-    assert model.again.weight.eq(1).all() and model.again.bias.eq(0).all()
+    assert model.get_parameter("again.weight").eq(1).all() and model.get_parameter("again.bias").eq(0).all()
     assert not model.get_parameter("inner.bn2.bias").equal(before.get_parameter("inner.bn2.bias"))
 
 
 @pytest.mark.parametrize("images", [CLEAN.subset(torch.tensor([0])), CLEAN.subset(torch.tensor([0, 4, 8]))])
-def test_one_image_or_one_class_is_enough(images: object) -> None:
-    repair = Suspiciousness(mu=1)(plain(), images)  # type: ignore[arg-type]
+def test_one_image_or_one_class_is_enough(images: Images) -> None:
+    repair = Suspiciousness(mu=1, fine_tune=Renormalise())(plain(), images)
     assert repair.mask.count and all(bool(values.isfinite().all()) for values in repair.model.state_dict().values())
 
 
