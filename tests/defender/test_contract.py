@@ -468,4 +468,5 @@ def test_a_model_is_handed_out_untuned_where_tuning_breaks_it(name: str) -> None
 def test_only_what_trains_nothing_can_not_diverge() -> None:
     steady = [case.defence for case in CASES.values() if not case.wild and case.forbidden is None]
     assert len(steady) == 6 and NFT_2 in steady
-    assert all(getattr(defence, "fine_tune", "missing") is None for defence in steady if defence != NFT_2)
+    trains_not = (None, Renormalise(most=8))
+    assert all(getattr(defence, "fine_tune", "missing") in trains_not for defence in steady if defence != NFT_2)
