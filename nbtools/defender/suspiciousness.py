@@ -28,7 +28,7 @@ class Suspiciousness:
     """Prune every filter whose suspiciousness stands out in its layer, then mend the rest (arXiv 2311.07417).
 
     The formula is a reconstruction [ours]; see `nbtools.defender.score.suspiciousness`. The defaults were settled on
-    networks of full width; `narrow` is for others.
+    networks of full width (data/README.md); `narrow` has those of before.
 
     Args:
         mu: prune where S > mean + mu * std; 0 or more.
@@ -50,7 +50,7 @@ class Suspiciousness:
             that stops by itself; `Renormalise`, which trains nothing; None prunes only.
     """
 
-    mu: float = 2.5
+    mu: float = 2.0
     saliency: str = "cross_entropy"
     per_image: bool = True
     powers: dict[str, float] = field(default_factory=lambda: dict(POWERS))
@@ -76,9 +76,9 @@ class Suspiciousness:
 
     @classmethod
     def narrow(cls) -> Suspiciousness:
-        """For networks of width 16 and 32, on which these settings were found: they prune more of a small layer [ours].
+        """The defaults of before, found on networks of width 16: pages and tables of narrow networks use them [ours].
 
-        `FineTune` takes many times as long as `LastStage`.
+        The defaults of now do as well there, in a fraction of the time (data/README.md).
         """
         return cls(mu=2.0, saliency="margin", fine_tune=FineTune())
 

@@ -148,8 +148,8 @@ def test_settings_become_the_fields_types() -> None:
     ("name", "settings", "said"),
     [
         ("magic", [], "Known: suspiciousness, clp"),
-        ("suspiciousness", [("muu", "3")], r"no setting 'muu'; it has mu = 2.5, saliency = 'cross_entropy'"),
-        ("suspiciousness", [("mu", "high")], "mu takes float, got 'high'; by default it is 2.5"),
+        ("suspiciousness", [("muu", "3")], r"no setting 'muu'; it has mu = 2.0, saliency = 'cross_entropy'"),
+        ("suspiciousness", [("mu", "high")], "mu takes float, got 'high'; by default it is 2.0"),
         ("suspiciousness", [("mu", "True")], "mu takes float"),
         ("suspiciousness", [("mu", "-1")], "mu must be 0 or more"),
         ("suspiciousness", [("mu", "1"), ("mu", "2")], "given twice"),
