@@ -137,10 +137,11 @@ def build(kind: type, given: Mapping[str, Any], name: str, base: Any = None, pat
                 f"by default it is {getattr(base, first)!r}"
             ) from None
     for first, parts in inner.items():
-        if first in values:
+        now = values.get(first, getattr(base, first))
+        if first in values and not dataclasses.is_dataclass(now):
             raise ValueError(f"{path}{first} and {path}{first}.{next(iter(parts))} exclude each other")
-        now = getattr(base, first)
         kinds = sorted(_dataclasses_in(hints[first]), key=lambda kind: not isinstance(now, kind))  # its own first
+        kinds = kinds[:1] if first in values else kinds
         wanted = {field.partition(".")[0] for field in parts}
         knows = [kind for kind in kinds if wanted <= {field.name for field in dataclasses.fields(kind)}]
         nested = (knows or kinds)[0]

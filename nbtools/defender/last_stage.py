@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +28,15 @@ class LastStage:
 
     Args:
         share: the place is the highest one that has at least this share of the convolution-BN pairs above it, in
-            (0, 1]; see `nbtools.networks.above.last_place`. Of a ResNet it is the third of four stages.
+            (0, 1]; see `nbtools.networks.above.last_place`. Above that of a ResNet-18 lies its fourth stage.
         steps: of SGD, at least 1.
         lr: learning rate of the first step, above 0; it falls linearly to 0.
         momentum: SGD momentum, in [0, 1).
         batch_size: images a step, at least 1.
         copies: cropped and flipped copies of each image, 0 or more.
+        most: images, at least 1; of more, so many are drawn, since the maps of all of them are kept.
         temperature: divides both networks' logits, above 0.
-        seed: copies and batches.
+        seed: of that draw, of copies and batches.
 
     Raises:
         ValueError: for a value out of its range.
@@ -46,15 +48,16 @@ class LastStage:
     momentum: float = 0.9
     batch_size: int = 16
     copies: int = 2
+    most: int = 500
     temperature: float = 2.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = min(self.steps, self.batch_size) >= 1 and self.copies >= 0
+        counts = min(self.steps, self.batch_size, self.most) >= 1 and self.copies >= 0
         finite = all(0 < value < math.inf for value in (self.lr, self.temperature))  # so that NaN is refused too
         if not (counts and finite and 0 < self.share <= 1 and 0 <= self.momentum < 1):
             raise ValueError(
-                "share in (0, 1], steps and batch_size >= 1, lr and temperature > 0, momentum in [0, 1) and "
+                "share in (0, 1], steps, batch_size and most >= 1, lr and temperature > 0, momentum in [0, 1) and "
                 f"copies >= 0 are needed, got {self}"
             )
 
@@ -71,25 +74,21 @@ class LastStage:
             Two rows: step 0 and `steps`, gain (mean fall of the clean images' divergence), chosen.
         """
         generator, place = torch.Generator().manual_seed(self.seed), last_place(model, self.share)
+        if len(clean) > self.most:
+            order = torch.randperm(len(clean), generator=generator)
+            clean = clean.subset(order[: self.most].to(clean.images.device))
         more = joined(clean, self.copies, generator)
         taught, learned, pupil = answers(before, more), at(model, place, more), above(model, place)
-        weights = [weight for weight in pupil.parameters() if weight.is_floating_point()]
+        weights = list(pupil.parameters())
         was, wanted = [weight.detach().clone() for weight in weights], [weight.requires_grad for weight in weights]
         with torch.no_grad():
             first = self._distance(answers(model, clean), taught[: len(clean)])
-        for weight in weights:
-            weight.requires_grad_(True)
-        optimizer, again = torch.optim.SGD(weights, self.lr, self.momentum), hold(model, mask)
-        for step in range(self.steps):
-            optimizer.param_groups[0]["lr"] = self.lr * (1 - step / self.steps)
-            which = torch.randint(len(learned), (self.batch_size,), generator=generator).to(learned.device)
-            optimizer.zero_grad(set_to_none=True)
-            self._distance(pupil(learned[which]), taught[which]).backward()
-            optimizer.step()
-            again()
-        optimizer.zero_grad(set_to_none=True)
-        for weight, flag in zip(weights, wanted, strict=True):
-            weight.requires_grad_(flag)
+        try:
+            self._tune(pupil, learned, taught, hold(model, mask), generator)
+        finally:
+            for weight, flag in zip(weights, wanted, strict=True):
+                weight.requires_grad_(flag)
+                weight.grad = None
         with torch.no_grad():
             gain = float(first - self._distance(answers(model, clean), taught[: len(clean)]))
             if not gain > 0:
@@ -100,6 +99,25 @@ class LastStage:
             {"step": 0, "gain": 0.0, "chosen": not gain > 0},
             {"step": self.steps, "gain": gain, "chosen": gain > 0},
         ]
+
+    def _tune(
+        self,
+        pupil: nn.Module,
+        learned: Tensor,
+        taught: Tensor,
+        again: Callable[[], None],
+        generator: torch.Generator,
+    ) -> None:
+        """All steps, the mask held after each."""
+        pupil.requires_grad_(True)
+        optimizer = torch.optim.SGD(pupil.parameters(), self.lr, self.momentum)
+        for step in range(self.steps):
+            optimizer.param_groups[0]["lr"] = self.lr * (1 - step / self.steps)
+            which = torch.randint(len(learned), (self.batch_size,), generator=generator).to(learned.device)
+            optimizer.zero_grad(set_to_none=True)
+            self._distance(pupil(learned[which]), taught[which]).backward()
+            optimizer.step()
+            again()
 
     def _distance(self, logits: Tensor, taught: Tensor) -> Tensor:
         """Kullback-Leibler divergence of the softened answers, times the square of the temperature."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from nbtools.data.images import Images
 from nbtools.defender.learning import answers
@@ -27,13 +28,13 @@ class Renormalise:
 
     A pruned filter no longer adds what it added to every image, so the filters above it get other inputs. Each batch
     norm, from below to above, gets its gamma and beta changed so that every channel that is left has on the clean
-    images the mean and the standard deviation that it had before pruning. It takes one forward pass of each network and
-    no labels. It is taken back where the answers to the clean images, as a mean, are then further from those of the
-    model before pruning, as Kullback-Leibler divergence.
+    images the mean and the standard deviation that it had before pruning. It takes a few forward passes, no labels and
+    no step of training. It is taken back where the answers to the clean images are then no nearer to those of the model
+    before pruning, as a mean of the Kullback-Leibler divergence.
 
     Args:
-        limit: largest factor by which a channel is stretched, or its inverse shrunk; at least 1. At 1 the means alone
-            are given back, which is bias correction (Nagel et al., arXiv 1906.04721).
+        limit: a channel is multiplied by this factor at most, and by 1 / limit at least; 1 or more. At 1 the means
+            alone are given back, which is bias correction (Nagel et al., arXiv 1906.04721).
         most: images, at least 2; of more, so many are drawn, since the maps of all of them are needed at once.
         seed: of that draw.
 
@@ -60,8 +61,14 @@ class Renormalise:
             before: the model before pruning, in eval mode; it is not changed.
 
         Returns:
-            Two rows: step 0 and 1, gain (mean fall of the divergence), chosen.
+            Two rows, as it was and renormalised: step (0, since nothing is trained), gain (mean fall of the
+            divergence), chosen.
+
+        Raises:
+            ValueError: where a network is in training mode, or weights are not finite afterwards.
         """
+        if any(module.training for net in (model, before) for module in net.modules()):
+            raise ValueError("renormalising needs both networks in eval mode: call .eval() on them first")
         if len(clean) > self.most:
             order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(self.seed))
             clean = clean.subset(order[: self.most].to(clean.images.device))
@@ -78,7 +85,7 @@ class Renormalise:
             for values, old in was:
                 values.copy_(old)
         check_finite(model)
-        return [{"step": 0, "gain": 0.0, "chosen": not gain > 0}, {"step": 1, "gain": gain, "chosen": gain > 0}]
+        return [{"step": 0, "gain": 0.0, "chosen": not gain > 0}, {"step": 0, "gain": gain, "chosen": gain > 0}]
 
     @torch.no_grad()
     def _match(self, model: nn.Module, clean: Images, mask: Mask, before: nn.Module) -> None:
@@ -103,7 +110,8 @@ class Renormalise:
                 factor = (wanted_std / std).masked_fill(steady, 1).clamp(1 / self.limit, self.limit)
                 missing = wanted_mean - factor * mean
                 if name in gone:
-                    factor, missing = factor.masked_fill(gone[name], 1), missing.masked_fill(gone[name], 0)
+                    out = gone[name].to(factor.device)
+                    factor, missing = factor.masked_fill(out, 1), missing.masked_fill(out, 0)
                 norm.weight.mul_(factor)
                 norm.bias.mul_(factor).add_(missing)
                 return output * factor[:, None, None] + missing[:, None, None]
@@ -132,8 +140,10 @@ def _seen(model: nn.Module, see: dict[str, See]) -> Iterator[None]:
     def hook(look: See) -> Callable[[nn.Module, object, Tensor], Tensor | None]:
         return lambda _module, _inputs, output: look(output)
 
-    handles = [model.get_submodule(name).register_forward_hook(hook(look)) for name, look in see.items()]
+    handles = list[RemovableHandle]()
     try:
+        for name, look in see.items():
+            handles.append(model.get_submodule(name).register_forward_hook(hook(look)))
         yield
     finally:
         for handle in handles:

@@ -119,12 +119,12 @@ class ChosenMu:
     the images that the score was measured with; so few numbers learn from them that none needs to be held back.
 
     Args:
-        like: the defence; its own `mu` does not matter.
+        like: the defence; its own `mu` does not matter. By default that with which the rule was tried.
         mus: thresholds to try, in any order, each 0 or more.
         allowed: loss of accuracy that is accepted, in [0, 1).
     """
 
-    like: Suspiciousness = field(default_factory=Suspiciousness)
+    like: Suspiciousness = field(default_factory=Suspiciousness.narrow)
     mus: tuple[float, ...] = (4.0, 3.5, 3.0, 2.75, 2.5, 2.25, 2.0, 1.75, 1.5)
     allowed: float = 0.03
 
@@ -213,5 +213,6 @@ def _repair(model: nn.Module, clean: Images, scores: Scores, mask: Mask, fine_tu
         return Repair(twin, mask, scores)
     untuned = copy.deepcopy(twin)
     history = fine_tune(twin, clean, mask, before)
-    steps = next((row["step"] for row in history if row["chosen"]), 0)
-    return Repair(twin, mask, scores, history, untuned=untuned if steps else None, tuned_steps=steps)
+    chosen = next((index for index, row in enumerate(history) if row["chosen"]), 0)  # the first is the pruned copy
+    steps = history[chosen]["step"] if history else 0
+    return Repair(twin, mask, scores, history, untuned=untuned if chosen else None, tuned_steps=steps)

@@ -87,14 +87,17 @@ def above(model: nn.Module, place: str, until: str | None = None) -> GraphModule
 
 
 def last_place(model: nn.Module, share: float = 0.25) -> str:
-    """The highest module that everything flows through and that has this share of the convolution-BN pairs above it.
+    """The last module that everything flows through and that has this share of the convolution-BN pairs above it.
+
+    Modules are taken from the last registered to the first, which is how networks are written. A module is passed over
+    if what lies above it uses weights that are used below as well.
 
     Args:
         model: any model that torch.fx can trace, in eval mode, with a convolution-BN pair.
         share: in (0, 1].
 
     Returns:
-        Its name, "layer3" of a ResNet of four stages; `INPUT`, the images, where no module qualifies.
+        Its name, "layer3.1" of a ResNet-18, which ends its third stage; `INPUT`, the images, where no module qualifies.
     """
     convs = [unit.conv for unit in prunable_units(model)]
     order = [name for name, module in model.named_modules() if name and not isinstance(module, nn.ModuleList)]
@@ -104,7 +107,10 @@ def last_place(model: nn.Module, share: float = 0.25) -> str:
         except ValueError:  # there is a way around it, or it is called more than once
             continue
         there = {found for found, _ in rest.named_modules()}
-        if sum(conv in there for conv in convs) >= share * len(convs):
+        if sum(conv in there for conv in convs) < share * len(convs):
+            continue
+        below = {id(weight) for weight in above(model, INPUT, until=name).parameters()}
+        if not any(id(weight) in below for weight in rest.parameters()):
             return name
     return INPUT
 

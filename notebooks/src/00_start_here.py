@@ -35,6 +35,7 @@ draw = 0  # which draw of clean images the defender happens to get
 
 # %%
 import textwrap
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -205,10 +206,10 @@ pd.DataFrame(repair.history).round(4)
 # $\beta_i$. Set both to zero and the filter is gone.
 #
 # **How it fine-tunes** [ours]. The pruned network learns to answer the clean images as the network did before it was
-# pruned; no clean image carries the trigger, so that teacher's backdoor stays silent. The history above is a
-# cross-validation: `gain` is how much the loss of held-back images fell after so many steps, `error` its standard
-# error. If no gain is clear, step 0 is `chosen`: the pruned network stays as it is. (At full width the last stage alone
-# is tuned, which takes a fraction of the time.)
+# pruned; no clean image carries the trigger, so that teacher's backdoor stays silent. The history above tells
+# what came of it: `gain` is how much the loss of held-back images fell after so many steps, in a cross-validation,
+# `error` its standard error. If no gain is clear, step 0 is `chosen`: the pruned network stays as it is. (At full width
+# the last stage alone is tuned, in a fraction of the time, and `gain` is that of the images it learned from.)
 # [06 · Suspiciousness](06_suspiciousness.ipynb) is about this care.
 #
 # The pruning is so short that we can do it by hand:
@@ -412,13 +413,13 @@ checks.same(rating, der(poisoned.before, after), "falls are before minus after, 
 
 # %% [markdown]
 # **Exercise 3** (medium, 10 minutes). How much was luck? Repeat the repair without fine-tuning,
-# `Suspiciousness(fine_tune=None)`, on draws 0 to 2 of clean images, and keep each ASR (`on_few` is enough).
+# `replace(defence, fine_tune=None)`, on draws 0 to 2 of clean images, and keep each ASR (`on_few` is enough).
 
 # %%
 asr_by_draw = ...  # your answer: three numbers, draws 0, 1, 2
 
 if asr_by_draw is not ...:
-    blind = Suspiciousness(fine_tune=None)
+    blind = replace(defence, fine_tune=None)
     drawn = [run.draw(samples_per_class, draw=number) for number in range(3)]
     right = [on_few(blind(poisoned.model, images).model).asr for images in drawn]
     checks.same(asr_by_draw, torch.tensor(right), "run.draw(samples_per_class, draw=number) is what changes")
@@ -459,7 +460,7 @@ print(f"DER {rating:.1f} %; a defence that does nothing gets 50")
 
 asr_by_draw = []
 for number in range(3):
-    pruned = Suspiciousness(fine_tune=None)(poisoned.model, run.draw(samples_per_class, draw=number))
+    pruned = replace(defence, fine_tune=None)(poisoned.model, run.draw(samples_per_class, draw=number))
     asr_by_draw.append(on_few(pruned.model).asr)
 print("ASR after pruning alone, draws 0 to 2:", "  ".join(f"{asr:.1f}" for asr in asr_by_draw))
 

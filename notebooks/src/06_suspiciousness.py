@@ -2,7 +2,7 @@
 # # 06 · Suspiciousness
 #
 # At the end of this notebook a poisoned network has been cleaned with ten images a class, and with ten images in all:
-# four measurements become one score, the score becomes a mask, and a fine-tuning that stops by itself does the rest.
+# four measurements become one score, the score becomes a mask, and a short fine-tuning does the rest.
 # A second attack, which profile `quick` leaves out, shows where this ends.
 #
 # Paper: [arXiv 2311.07417](https://arxiv.org/abs/2311.07417). **The formula is reconstructed from the paper's
@@ -288,9 +288,10 @@ run.save_rows(mended, "06_mended")
 mended.groupby(["model", "way"], sort=False)[["ACC", "ASR", "seconds"]].mean().round(1)
 
 # %% [markdown]
-# Giving back the spread makes every filter that is left louder, those of the backdoor as well; section 5 looks into
-# that. On networks of full width the last stage alone does what fine-tuning does, in a sixth of the time, so it belongs
-# to the default there ([data/README.md](../data/README.md#full-width) has the rows); narrow networks are fine-tuned.
+# Giving back the spread makes filters louder that pruning has made quieter, those of the backdoor as well; section 5
+# looks into that. The last stage alone does nearly what fine-tuning does, in a fifth of the time, so it belongs to the
+# default, which was settled at full width ([data/README.md](../data/README.md#full-width)). This page goes on with the
+# settings that its rows were measured with: `Suspiciousness.narrow()` where the network is narrow.
 #
 # And what the fine-tuned repair means for single images: triggered test images, with the poisoned model's answer and
 # the repaired one's.

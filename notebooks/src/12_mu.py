@@ -402,7 +402,7 @@ summary.rename(columns={"asr_after": "ASR left", "der": "DER"}).round(1)
 # hide loses twice as much, and the third training's clean one 3.6 points instead of 0.6. And 2 is a compromise, not a
 # held-out choice: whichever attack is left out, the others ask for 1.75 or, without Blended, for 2.25; judged on the
 # attack left out that choice is worse than 2, in ACC and in ASR. All of this holds for narrow networks, and
-# `Suspiciousness.narrow()` keeps it. At full width a rule that was written down before its rows were measured settled
+# `Suspiciousness.narrow()` keeps it. At full width a rule that was written down first settled
 # on 2 as well, with cross-entropy's saliency and a tuning of the last stage alone
 # ([data/README.md](../data/README.md#full-width)). That is the default.
 #

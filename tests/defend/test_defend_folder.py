@@ -133,8 +133,15 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 
 def test_settings_become_the_fields_types() -> None:
     assert make_defence("suspiciousness", []) == Suspiciousness()
-    given = [("mu", "3"), ("fine_tune.folds", "2"), ("fine_tune.lr", "1"), ("scope", "global"), ("shortcuts", "False")]
-    wanted = Suspiciousness(mu=3.0, scope="global", shortcuts=False, fine_tune=FineTune(folds=2, lr=1.0))
+    given = [
+        ("mu", "3"),
+        ("fine_tune", "FineTune"),
+        ("fine_tune.steps", "20"),
+        ("fine_tune.lr", "1"),
+        ("scope", "global"),
+        ("shortcuts", "False"),
+    ]
+    wanted = Suspiciousness(mu=3.0, scope="global", shortcuts=False, fine_tune=FineTune(steps=20, lr=1.0))
     assert repr(make_defence("suspiciousness", given)) == repr(wanted)
     assert make_defence("suspiciousness", [("fine_tune", "None")]) == Suspiciousness(fine_tune=None)
     assert make_defence("suspiciousness", [("fine_tune", "FineTune")]) == Suspiciousness(fine_tune=FineTune())
@@ -160,10 +167,11 @@ def test_settings_become_the_fields_types() -> None:
             "takes FineTune or LastStage or None or Renormalise, or settings",
         ),
         ("suspiciousness", [("fine_tune.pace", "20")], "no setting 'fine_tune.pace'; it has fine_tune.share = 0.25"),
-        ("suspiciousness", [("fine_tune.steps", "0")], "steps and batch_size >= 1"),
+        ("suspiciousness", [("fine_tune.steps", "0")], "steps, batch_size and most >= 1"),
         ("suspiciousness", [("fine_tune", "None"), ("fine_tune.steps", "2")], "exclude each other"),
         ("suspiciousness", [("powers", "{'sigma': 'x'}")], "powers takes dict"),
         ("suspiciousness", [("scope", "nowhere")], "unknown scope"),
+        ("suspiciousness", [("fine_tune", "FineTune"), ("fine_tune.limit", "2")], "no setting 'fine_tune.limit'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_with_what_there_is(

@@ -8,7 +8,7 @@ from tiny import bits, mask_of, network, pictures, plain, same_bits, taught
 from torch import nn
 
 from nbtools.defender import FineTune, LastStage, Suspiciousness
-from nbtools.defender.learning import answers
+from nbtools.defender.learning import answers, joined
 from nbtools.defender.pruning import pruned_copy
 from nbtools.networks.above import INPUT, above, at, last_place
 from nbtools.networks.units import prunable_units
@@ -38,25 +38,80 @@ def test_it_comes_nearer_and_moves_nothing_below() -> None:
     assert not model.training and [weight.requires_grad for weight in model.parameters()] == flags
 
 
-def test_a_step_is_that_of_the_whole_network_with_all_below_held() -> None:
-    """One step by hand: the whole pruned network, its upper part's gradients alone, the same batch."""
+@pytest.mark.parametrize(("share", "copies"), [(0.5, 0), (0.5, 2), (1.0, 1)])
+def test_steps_are_those_of_the_whole_network_with_all_below_held(share: float, copies: int) -> None:
+    """Three steps by hand: the whole pruned network, the upper part's gradients alone, momentum, and a falling rate."""
     before = taught()
     mask = mask_of(before, {"conv1": [0], "conv2": [3]})
     model, other = (pruned_copy(before, mask).eval() for _ in range(2))
-    tune = replace(TUNE, steps=1, copies=0, lr=0.1)
-    tune(model, CLEAN, mask, before)
-    which = torch.randint(len(CLEAN), (tune.batch_size,), generator=torch.Generator().manual_seed(0))
-    upper = [other.get_parameter(name).requires_grad_(True) for name in ("conv2.weight", "fc.weight", "bn2.bias")]
-    floats = CLEAN.floats()[which]
-    with torch.no_grad():
-        p = (before(floats) / 2).softmax(1)
-    loss = -4 * (p * (other(floats) / 2).log_softmax(1)).sum(1).mean()  # but for a constant
-    gradients = torch.autograd.grad(loss, upper)
-    for name, weight, gradient in zip(("conv2.weight", "fc.weight", "bn2.bias"), upper, gradients, strict=True):
-        wanted = weight.detach() - 0.1 * gradient
-        if name == "bn2.bias":
-            wanted[3] = 0  # the mask holds
-        torch.testing.assert_close(model.get_parameter(name), wanted, rtol=1e-4, atol=1e-6)
+    tune = replace(TUNE, share=share, steps=3, copies=copies, lr=0.01, seed=4)
+    assert tune(model, CLEAN, mask, before)[1]["chosen"]
+    generator = torch.Generator().manual_seed(4)
+    floats = joined(CLEAN, copies, generator).floats()
+    names = [name for name, _ in other.named_parameters() if share == 1 or name.startswith(("conv2", "bn2", "fc"))]
+    upper, speed = [other.get_parameter(name).requires_grad_(True) for name in names], [torch.zeros(())] * len(names)
+    for step in range(3):
+        batch = floats[torch.randint(len(floats), (tune.batch_size,), generator=generator)]
+        with torch.no_grad():
+            p = (before(batch) / 2).softmax(1)
+        loss = -4 * (p * (other(batch) / 2).log_softmax(1)).sum(1).mean()  # but for a constant
+        gradients = torch.autograd.grad(loss, upper)
+        speed = [0.9 * old + gradient for old, gradient in zip(speed, gradients, strict=True)]
+        with torch.no_grad():
+            for weight, change in zip(upper, speed, strict=True):
+                weight -= 0.01 * (1 - step / 3) * change
+            for norm, gone in (("bn1", 0), ("bn2", 3)):
+                other.get_parameter(f"{norm}.weight")[gone] = other.get_parameter(f"{norm}.bias")[gone] = 0
+    for name in names:
+        torch.testing.assert_close(model.get_parameter(name), other.get_parameter(name), rtol=1e-3, atol=1e-5)
+
+
+def test_of_many_images_so_many_are_drawn() -> None:
+    before = taught()
+    mask = mask_of(before, {"conv1": [0, 1], "conv2": []})
+    order = torch.randperm(len(CLEAN), generator=torch.Generator().manual_seed(0))[:10]
+    few, many = (pruned_copy(before, mask).eval() for _ in range(2))
+    gains = [
+        replace(TUNE, most=10)(many, CLEAN, mask, before)[1]["gain"],
+        TUNE(few, CLEAN.subset(order), mask, before)[1]["gain"],
+    ]
+    assert gains[0] > 0 and gains[1] > 0 and not same_bits(bits(few), bits(many)), "one generator: other batches follow"
+    whole = pruned_copy(before, mask).eval()
+    replace(TUNE, most=len(CLEAN))(whole, CLEAN, mask, before)
+    TUNE(plain_again := pruned_copy(before, mask).eval(), CLEAN, mask, before)
+    assert same_bits(bits(whole), bits(plain_again)), "where there are no more nothing is drawn"
+
+
+def test_an_error_on_the_way_leaves_no_weight_that_wants_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = taught().requires_grad_(False)
+    mask = mask_of(before, {"conv1": [0], "conv2": []})
+    model = pruned_copy(before, mask).eval()
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(torch.Tensor, "backward", fails)
+    with pytest.raises(RuntimeError, match="no memory"):
+        TUNE(model, CLEAN, mask, before)
+    assert not any(weight.requires_grad for weight in model.parameters())
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_a_place_above_which_weights_of_below_are_used_is_passed_over() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.conv = plain(), nn.Conv2d(8, 8, 3, padding=1)
+            self.norm, self.last, self.fc = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+            self.middle = nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first.bn1(self.first.conv1(x))
+            x = self.first.bn2(self.first.conv2(x)).relu()
+            return self.fc(self.norm(self.last(self.middle(self.norm(self.conv(x))))).mean((2, 3)))
+
+    model = Shared().eval()
+    assert above(model, "middle") and last_place(model, 0.25) == "conv", "norm is called below middle and above it"
 
 
 @pytest.mark.parametrize("lr", [50.0, 1e30])
@@ -108,7 +163,7 @@ def test_few_images_are_enough(count: int) -> None:
     images = pictures(4).subset(torch.arange(count))
     repair = Suspiciousness(mu=1)(plain(), images)
     assert all(bool(values.isfinite().all()) for values in repair.model.state_dict().values())
-    assert repair.tuned_steps in (0, LastStage().steps)
+    assert [row["step"] for row in repair.history] == [0, LastStage().steps]
 
 
 def test_it_is_the_default_and_narrow_networks_are_fine_tuned() -> None:
