@@ -76,8 +76,8 @@ test, classes = run.splits.test, run.splits.test.classes
 # Four images of each class, from the training set.
 
 # %%
-gallery = draw_clean(run.splits.train, samples_per_class=4, seed=seed)  # in class order
-by_row = torch.arange(len(gallery)).view(len(classes), 4).T.flatten()  # one column a class
+gallery = draw_clean(run.splits.train, samples_per_class=3, seed=seed)  # in class order
+by_row = torch.arange(len(gallery)).view(len(classes), 3).T.flatten()  # one column a class
 gallery = gallery.subset(by_row)
 plots.show(
     plots.image_grid(
