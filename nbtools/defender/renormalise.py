@@ -61,7 +61,7 @@ class Renormalise:
             before: the model before pruning, in eval mode; it is not changed.
 
         Returns:
-            Two rows, as it was and renormalised: step (0, since nothing is trained), gain (mean fall of the
+            Two rows, as it was and renormalised: step (0 and 1, though nothing is trained), gain (mean fall of the
             divergence), chosen.
 
         Raises:
@@ -85,7 +85,7 @@ class Renormalise:
             for values, old in was:
                 values.copy_(old)
         check_finite(model)
-        return [{"step": 0, "gain": 0.0, "chosen": not gain > 0}, {"step": 0, "gain": gain, "chosen": gain > 0}]
+        return [{"step": 0, "gain": 0.0, "chosen": not gain > 0}, {"step": 1, "gain": gain, "chosen": gain > 0}]
 
     @torch.no_grad()
     def _match(self, model: nn.Module, clean: Images, mask: Mask, before: nn.Module) -> None:

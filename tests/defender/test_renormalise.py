@@ -80,7 +80,7 @@ def test_it_helps_a_taught_network_and_says_by_how_much() -> None:
 
     was = distance(model)
     start, end = Renormalise()(model, CLEAN, mask, before)
-    assert (start["step"], end["step"], start["chosen"], end["chosen"]) == (0, 0, False, True)
+    assert (start["step"], end["step"], start["chosen"], end["chosen"]) == (0, 1, False, True)
     assert end["gain"] == pytest.approx(float(was - distance(model)), rel=1e-3) and end["gain"] > 0
     assert same_bits(bits(before), kept) and torch.get_rng_state().equal(random)
     for norm in ("bn1", "bn2"):
@@ -172,10 +172,10 @@ def test_a_network_in_training_mode_is_refused_and_left_as_it_was() -> None:
     assert same_bits(bits(model), was)
 
 
-def test_a_repair_that_renormalised_took_no_step_and_keeps_its_pruned_copy() -> None:
+def test_a_repair_that_renormalised_counts_one_step_and_keeps_its_pruned_copy() -> None:
     model = taught()
     repair = Suspiciousness(mu=0.5, fine_tune=Renormalise())(model, CLEAN)
-    assert repair.tuned_steps == 0 and repair.history[1]["chosen"] and repair.untuned is not None
+    assert repair.tuned_steps == 1 and repair.history[1]["chosen"] and repair.untuned is not None
     assert same_bits(bits(repair.untuned), bits(pruned_copy(model, repair.mask).eval()))
     assert not same_bits(bits(repair.untuned), bits(repair.model))
 
