@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbtools.data.images import Images
-from nbtools.defender.learning import answers, check_learned, joined
+from nbtools.defender.learning import answers, at_most, check_learned, divergence, joined
 from nbtools.defender.pruning import Mask, hold
 from nbtools.networks.above import above, at, last_place
 
@@ -74,15 +73,13 @@ class LastStage:
             Two rows: step 0 and `steps`, gain (mean fall of the clean images' divergence), chosen.
         """
         generator, place = torch.Generator().manual_seed(self.seed), last_place(model, self.share)
-        if len(clean) > self.most:
-            order = torch.randperm(len(clean), generator=generator)
-            clean = clean.subset(order[: self.most].to(clean.images.device))
+        clean = at_most(clean, self.most, generator)
         more = joined(clean, self.copies, generator)
         taught, learned, pupil = answers(before, more), at(model, place, more), above(model, place)
         weights = list(pupil.parameters())
         was, wanted = [weight.detach().clone() for weight in weights], [weight.requires_grad for weight in weights]
         with torch.no_grad():
-            first = self._distance(answers(model, clean), taught[: len(clean)])
+            first = divergence(answers(model, clean), taught[: len(clean)], self.temperature)
         try:
             self._tune(pupil, learned, taught, hold(model, mask), generator)
         finally:
@@ -90,7 +87,7 @@ class LastStage:
                 weight.requires_grad_(flag)
                 weight.grad = None
         with torch.no_grad():
-            gain = float(first - self._distance(answers(model, clean), taught[: len(clean)]))
+            gain = float(first - divergence(answers(model, clean), taught[: len(clean)], self.temperature))
             if not gain > 0:
                 for weight, old in zip(weights, was, strict=True):
                     weight.copy_(old)
@@ -115,11 +112,6 @@ class LastStage:
             optimizer.param_groups[0]["lr"] = self.lr * (1 - step / self.steps)
             which = torch.randint(len(learned), (self.batch_size,), generator=generator).to(learned.device)
             optimizer.zero_grad(set_to_none=True)
-            self._distance(pupil(learned[which]), taught[which]).backward()
+            divergence(pupil(learned[which]), taught[which], self.temperature).backward()
             optimizer.step()
             again()
-
-    def _distance(self, logits: Tensor, taught: Tensor) -> Tensor:
-        """Kullback-Leibler divergence of the softened answers, times the square of the temperature."""
-        mine, theirs = (F.log_softmax(values / self.temperature, 1) for values in (logits, taught))
-        return self.temperature**2 * F.kl_div(mine, theirs, reduction="batchmean", log_target=True)

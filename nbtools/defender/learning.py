@@ -64,6 +64,20 @@ def accuracy(model: Callable[[Tensor], Tensor], images: Images, batch_size: int 
     return sum(int((model(to_floats(x)).argmax(1) == y).sum()) for x, y in pairs) / len(images)
 
 
+def divergence(logits: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:
+    """Mean Kullback-Leibler divergence of answers from a teacher's, both `[n, classes]` logits, times temperature^2."""
+    learned, wanted = (F.log_softmax(values / temperature, 1) for values in (logits, taught))
+    return temperature**2 * F.kl_div(learned, wanted, reduction="batchmean", log_target=True)
+
+
+def at_most(clean: Images, most: int, generator: torch.Generator) -> Images:
+    """The images, or so many of them, drawn, where there are more."""
+    if len(clean) <= most:
+        return clean
+    order = torch.randperm(len(clean), generator=generator)
+    return clean.subset(order[:most].to(clean.images.device))
+
+
 def joined(clean: Images, copies: int, generator: torch.Generator) -> Images:
     """The images, and behind them so many cropped and flipped copies of each."""
     seen = [clean.images, *(augment(clean.images, generator) for _ in range(copies))]

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from nbtools.data.images import Images
-from nbtools.defender.learning import answers
+from nbtools.defender.learning import answers, at_most, divergence
 from nbtools.defender.pruning import Mask
 from nbtools.networks.units import check_finite, prunable_units
 
@@ -69,18 +68,12 @@ class Renormalise:
         """
         if any(module.training for net in (model, before) for module in net.modules()):
             raise ValueError("renormalising needs both networks in eval mode: call .eval() on them first")
-        if len(clean) > self.most:
-            order = torch.randperm(len(clean), generator=torch.Generator().manual_seed(self.seed))
-            clean = clean.subset(order[: self.most].to(clean.images.device))
+        clean = at_most(clean, self.most, torch.Generator().manual_seed(self.seed))
         was = [(values, values.detach().clone()) for _, norm in _norms(model) for values in (norm.weight, norm.bias)]
-        truth = F.log_softmax(answers(before, clean), 1)
-
-        def distance() -> Tensor:
-            return F.kl_div(F.log_softmax(answers(model, clean), 1), truth, reduction="batchmean", log_target=True)
-
-        first = distance()
+        truth = answers(before, clean)
+        first = divergence(answers(model, clean), truth)
         self._match(model, clean, mask, before)
-        gain = float(first - distance())
+        gain = float(first - divergence(answers(model, clean), truth))
         if not gain > 0:
             for values, old in was:
                 values.copy_(old)

@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from nbtools.data.images import Images
-from nbtools.defender.learning import answers, check_inputs, check_learned, joined
+from nbtools.defender.learning import answers, check_inputs, check_learned, divergence, joined
 from nbtools.defender.pruning import Mask, apply, hold
 from nbtools.defender.repair import Repair, measured
 from nbtools.defender.shifts import Searched, Walked, folds, halves, shift, shifted, spread, t_values, walk
@@ -254,7 +253,8 @@ class ShiftUnlearning:
                     given = teacher(torch.lerp(taught[two], taught[one], blend)).float()
                 tries = pupil(torch.cat([torch.lerp(learned[two], learned[one], blend), forced[moved]])).float()
             calm, shaken = tries.chunk(2)
-            loss = self._distance(calm, given) + self.weight * self._distance(shaken, truth[moved % len(truth)])
+            loss = divergence(calm, given, self.temperature)
+            loss = loss + self.weight * divergence(shaken, truth[moved % len(truth)], self.temperature)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -270,8 +270,3 @@ class ShiftUnlearning:
             )
         told = {"stage": "unlearn", "suspect": suspect}
         return [{**told, "step": step, "loss": value} for step, value in enumerate(values, start=1)]
-
-    def _distance(self, logits: Tensor, answers: Tensor) -> Tensor:
-        """Kullback-Leibler divergence of the softened answers."""
-        learned, taught = (F.log_softmax(values / self.temperature, 1) for values in (logits, answers))
-        return self.temperature**2 * F.kl_div(learned, taught, reduction="batchmean", log_target=True)

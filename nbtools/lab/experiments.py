@@ -194,7 +194,17 @@ def asked(trained: Trained, defence: Defence, samples_per_class: int, n_total: i
 def defence_code(defence: Defence) -> str:
     """A hash of the source that decides a defence's result: a row measured by other code is not found again."""
     score = ("components", "saliency", "score", "magnitude", "pruning")
-    common = ("repair", "learning", "soft_masks", "threshold_sweep", "feature_maps", "shifts", "head")
+    common = (
+        "repair",
+        "learning",
+        "soft_masks",
+        "threshold_sweep",
+        "feature_maps",
+        "shifts",
+        "head",
+        "last_stage",
+        "renormalise",
+    )
     shared = [f"defender/{name}.py" for name in (*score, *common)]
     parts = [part for part in (defence, *vars(defence).values()) if is_dataclass(part)]
     own = {inspect.getfile(kind) for part in parts for kind in type(part).__mro__ if is_dataclass(kind)}
