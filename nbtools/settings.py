@@ -211,14 +211,32 @@ def default_device() -> torch.device:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether training and evaluation use bf16 there: on Ampere and later GPUs, never on a CPU.
+    """Whether training and evaluation use bf16 there: on Ampere and later GPUs; on a CPU where it is asked for.
 
     Some CPUs compute bf16 as well, others only emulate it. From one seed they would train other models, in profile
-    quick such different ones that what a notebook shows on one kind is not there on the other.
+    quick such different ones that what a notebook shows on one kind is not there on the other. So a CPU computes in
+    float32, unless `NBTOOLS_BF16` is 1 and it has instructions for bf16, which make wide networks twice as fast.
+
+    Raises:
+        ValueError: on a CPU, for another value of `NBTOOLS_BF16` than 0 and 1.
     """
     import torch
 
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type != "cpu":
+        return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+    if (asked := os.environ.get("NBTOOLS_BF16", "")) not in ("", "0", "1"):
+        raise ValueError(f"NBTOOLS_BF16 is 1 (bf16 on a CPU that computes it) or 0 (float32), got {asked!r}")
+    return asked == "1" and cpu_computes_bf16()
+
+
+def cpu_computes_bf16() -> bool:
+    """Whether this CPU has instructions for bf16, as Linux tells it; elsewhere nobody knows, and it is False."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            words = (line.split(":", 1)[1].split() for line in lines if line.lower().startswith(("flags", "features")))
+            return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(next(words, [])))
+    except OSError:
+        return False
 
 
 def hardware(device: torch.device | None = None) -> str:
@@ -233,7 +251,7 @@ def hardware(device: torch.device | None = None) -> str:
             name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{name}, {torch.get_num_threads()} threads{', bf16' if has_bf16(device) else ''}"
 
 
 def seed_everything(seed: int) -> None:

@@ -93,9 +93,33 @@ def in_cpuinfo(monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
     monkeypatch.setattr(builtins, "open", fake)
 
 
-def test_a_cpu_computes_in_float32_whatever_it_could_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    in_cpuinfo(monkeypatch, "flags\t: fpu avx2 avx512_bf16 amx_bf16\n")
-    assert has_bf16(CPU) is False and has_bf16(torch.device("meta")) is False
+@pytest.mark.parametrize("asked", [None, "", "0", "1"])
+@pytest.mark.parametrize(
+    "able",
+    [
+        "flags\t: fpu avx2 avx512_bf16\n",
+        "flags\t: fpu amx_bf16\n",
+        "Features\t: fp asimd bf16\n",
+        "flags\t: avx2\n",
+        None,
+    ],
+)
+def test_a_cpu_computes_in_float32_unless_asked_and_able(
+    monkeypatch: pytest.MonkeyPatch, asked: str | None, able: str | None
+) -> None:
+    monkeypatch.delenv("NBTOOLS_BF16", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("NBTOOLS_BF16", asked)
+    in_cpuinfo(monkeypatch, able)
+    wanted = asked == "1" and able is not None and "bf16" in able
+    assert has_bf16(CPU) is wanted and has_bf16(torch.device("meta")) is False
+    assert hardware(CPU).endswith("threads, bf16" if wanted else "threads"), "a stamp says so"
+
+
+def test_bf16_is_asked_for_by_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NBTOOLS_BF16", "yes")
+    with pytest.raises(ValueError, match="NBTOOLS_BF16 is 1"):
+        has_bf16(CPU)
 
 
 @pytest.mark.parametrize("cpuinfo", ["processor : 0\nmodel name\t: A Fine Processor\n", "", None])

@@ -91,6 +91,7 @@ def main(repeats: int = 5) -> None:
 
     keep_memory()
     device = default_device()
-    print(f"{hardware(device)}, torch {torch.__version__}, {'bf16' if has_bf16(device) else 'float32'}, x {repeats}")
+    name, precision = hardware(device).removesuffix(", bf16"), "bf16" if has_bf16(device) else "float32"
+    print(f"{name}, torch {torch.__version__}, {precision}, x {repeats}")
     for bench in (bench_components, bench_spectral_norms, bench_training, bench_poisoning, *BENCHES):
         print(bench(repeats, device), flush=True)

@@ -24,7 +24,7 @@ from nbtools.data.shapes import make_shapes
 from nbtools.defender import Defence, Repair
 from nbtools.evaluator.evaluation import der
 from nbtools.lab.cache import cached, source_hash
-from nbtools.lab.trained import MEASURING, Setting, Trained, load_or_train
+from nbtools.lab.trained import MEASURING, Setting, Trained, load_or_train, precision
 from nbtools.settings import (
     STRIDES,
     default_device,
@@ -109,6 +109,7 @@ class Run(Setting):
             "test_images": len(evaluate.test),
             "reserved": len(self.splits.reserved),
             "code": defence_code(defence),
+            **precision(),
         }
 
         def build(_work: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -197,6 +198,7 @@ def defence_code(defence: Defence) -> str:
     common = (
         "repair",
         "learning",
+        "validation",
         "soft_masks",
         "threshold_sweep",
         "feature_maps",
@@ -279,7 +281,7 @@ def _table(run: Run) -> str:
     shape += f", strides {' '.join(map(str, profile.strides))}" if profile.strides != STRIDES else ""
     lines = {
         "profile": f"{profile.name} ({profile.about})",
-        "device": f"{hardware(run.device)}, {'bf16' if has_bf16(run.device) else 'float32'}",
+        "device": f"{hardware(run.device).removesuffix(', bf16')}, {'bf16' if has_bf16(run.device) else 'float32'}",
         "data": f"{run.splits.name}: {len(run.splits.train):,} to train on, {len(run.splits.reserved):,} for the "
         f"defender, {len(run.splits.test):,} for the evaluator",
         "model": f"{run.architecture}, {shape}, {profile.epochs} epochs",

@@ -16,7 +16,7 @@ from nbtools.defender.rnp import RNP
 from nbtools.defender.soft_masks import shut
 from nbtools.lab.cache import cached, source_hash
 from nbtools.lab.experiments import Run, defence_code
-from nbtools.lab.trained import Trained
+from nbtools.lab.trained import Trained, precision
 from nbtools.networks.units import prunable_units
 
 TOLERANCE = 0.1
@@ -63,6 +63,7 @@ def threshold_choices(
         "test_images": len(trained.glance.test),
         "reserved": len(run.splits.reserved),
         "code": defence_code(defence) + source_hash(__file__),
+        **precision(),
     }
 
     def build(_work: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

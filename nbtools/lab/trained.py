@@ -93,6 +93,7 @@ class Trained:
             "trigger": repr(self.trigger),
             "target": self.target,
             "code": source_hash(*MEASURING),
+            **precision(),
         }
         card = cached("evaluations", config, lambda _work: ({}, {"measured": asdict(evaluate(self.model))})).card
         found: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in card["measured"].items()}
@@ -178,13 +179,19 @@ def load_or_train(
         config["dataset_version"] = setting.splits.version
     config |= adaptive_config(adaptive)
     penalty = adaptive.on(model, trigger) if adaptive else None
-    entry = cached("models", config, functools.partial(_build, setting, attack, model, images, config, penalty))
+    build = functools.partial(_build, setting, attack, model, images, config, penalty)
+    entry = cached("models", config | precision(), build)
     model.load_state_dict(entry.tensors)
     model.eval().requires_grad_(False)
     test = setting.splits.test
     first = test.subset(torch.arange(min(profile.glance, len(test))))
     evaluators = [Evaluator(part, trigger, target) for part in (test, first)]
     return Trained(model, attack, trigger, target, poison_rate, adaptive, entry.card, *evaluators)
+
+
+def precision() -> dict[str, str]:
+    """What a cached result is known by besides: that a CPU computed it in bf16, which it does where it is asked to."""
+    return {"precision": "bf16 on a CPU"} if has_bf16(torch.device("cpu")) else {}
 
 
 def _recipe(profile: Profile) -> Recipe:

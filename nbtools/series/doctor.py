@@ -1,5 +1,6 @@
 """python -m nbtools doctor: what this machine has, as one table."""
 
+import os
 import platform
 import shutil
 import sys
@@ -70,14 +71,28 @@ def _packages() -> list[Row]:
 def _device() -> list[Row]:
     """Return the processor, the device that notebooks will compute on, whether it has bf16, and the default profile."""
     device = settings.default_device()
+    try:
+        bf16 = _bf16(device)
+    except ValueError as error:
+        return [Row("bf16", str(error), False)]
     gpu = settings.hardware(device) if device.type == "cuda" else "none, the notebooks run on the processor"
     profile = settings.default_profile()
     return [
         Row("Processor", settings.hardware(torch.device("cpu"))),
         Row("GPU", gpu),
-        Row("bf16", "used" if settings.has_bf16(device) else "not used, all is float32"),
+        Row("bf16", bf16),
         Row("Default profile", f"{profile}: {settings.PROFILES[profile].about}"),
     ]
+
+
+def _bf16(device: torch.device) -> str:
+    """Return whether bf16 is used, could be, or was asked for in vain."""
+    if settings.has_bf16(device):
+        return "used"
+    asked = os.environ.get("NBTOOLS_BF16") == "1"
+    if device.type == "cpu" and settings.cpu_computes_bf16():
+        return "not used, all is float32; with NBTOOLS_BF16=1 this processor would use it"
+    return "not used, all is float32" + ("; this processor has no instructions for it" if asked else "")
 
 
 def _data() -> list[Row]:

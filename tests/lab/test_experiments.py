@@ -216,6 +216,16 @@ def test_a_row_that_is_found_again_says_where_it_was_measured(
     assert run.stamp()["hardware"] == "another machine" and run.defend(trained, defence, n_total=7) == row
 
 
+def test_a_row_of_another_precision_is_measured_anew(
+    run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defence = Suspiciousness(fine_tune=None)
+    run.defend(trained, defence, n_total=8)
+    monkeypatch.setattr(trained_module, "has_bf16", lambda _device: True)
+    monkeypatch.setattr(experiments, "hardware", lambda *_: "this one, bf16")
+    assert run.defend(trained, defence, n_total=8)["hardware"] == "this one, bf16"
+
+
 def test_a_write_that_breaks_off_leaves_the_earlier_rows(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

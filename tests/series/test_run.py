@@ -1,8 +1,5 @@
 """The runner: what it refuses and how it says so, and what it leaves behind when a run does not end well."""
 
-import base64
-import io
-import json
 import os
 import signal
 import subprocess
@@ -11,15 +8,12 @@ import time
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from PIL import Image
 
 from nbtools.__main__ import _settle_folders, main
 from nbtools.series import notebooks, stamp
 from nbtools.series.run import known_seconds, new_folder, time_left
-from nbtools.settings import package_version
 from nbtools.values import fit, parse, type_of
 from nbtools.wording import duration
 
@@ -385,42 +379,3 @@ def test_folders_are_whole_for_kernels_elsewhere(tmp_path: Path, monkeypatch: py
 
 def test_two_runs_of_one_second_have_two_folders(tmp_path: Path) -> None:
     assert len({new_folder("quick", tmp_path) for _ in range(3)}) == 3
-
-
-def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("NBTOOLS_CACHE", str(tmp_path / "not" / "yet"))
-    result = CliRunner().invoke(main, ["doctor"])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    names = {line[: result.output.index(sys.version.split()[0])].strip() for line in result.output.splitlines()}
-    assert {
-        "Python",
-        "nbtools",
-        "torch",
-        "papermill",
-        "GPU",
-        "bf16",
-        "Data: cifar10",
-        "Cache",
-        "Free disk there",
-    } <= names
-    assert str(tmp_path / "not" / "yet") in result.output
-
-
-def test_stamp_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = stamp.make_stamp("quick", {"counts": (1, 2)}, "00", 1.234)
-    assert json.loads(json.dumps(made))["seconds"] == 1.2
-    assert package_version("no-such-package") == "missing"
-    assert os.path.sep not in made["hardware"]
-
-
-def test_figures_are_made_smaller_and_look_the_same() -> None:
-    image = Image.effect_noise((300, 200), 40).convert("RGB")
-    image.paste((1, 115, 178), (0, 0, 150, 200))
-    buffer = io.BytesIO()
-    image.save(buffer, "png")
-    made = base64.b64decode(stamp.smaller(base64.b64encode(buffer.getvalue()).decode()))
-    assert len(made) < 0.7 * buffer.tell()
-    with Image.open(io.BytesIO(made)) as small:
-        assert small.size == image.size and small.convert("RGB").getpixel((10, 10)) == (1, 115, 178)
-        assert np.abs(np.asarray(small.convert("RGB"), int) - np.asarray(image, int)).max() <= 8
-    assert stamp.smaller(PIXEL) == PIXEL, "what would grow stays as it is"
