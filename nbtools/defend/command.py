@@ -25,7 +25,8 @@ from nbtools.defend.kinds import check_arch
 from nbtools.defend.report import page
 from nbtools.defend.start import begin
 from nbtools.defender.choices import make_defence
-from nbtools.defender.learning import Validation, check_inputs
+from nbtools.defender.learning import check_inputs
+from nbtools.defender.validation import Validation
 from nbtools.networks.units import check_finite, prunable_units
 from nbtools.settings import default_device
 from nbtools.values import parse

@@ -17,7 +17,8 @@ MANY_CLASSES = 20
 SAME = "the repaired file holds the same weights"
 CAUTION = (
     "No clean image carries a trigger, so nothing here can show whether there was a backdoor, or that it is gone. What "
-    "is measured is what the repair costs."
+    "is measured is what the repair costs. If you train the repaired network further, keep its batch norms in eval "
+    "mode: training that moves their statistics often brings a silenced backdoor back."
 )
 
 

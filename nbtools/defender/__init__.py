@@ -12,7 +12,7 @@ from nbtools.defender.fine_tuning import FineTuning
 from nbtools.defender.fmp import FMP
 from nbtools.defender.ft_sam import FTSAM
 from nbtools.defender.last_stage import LastStage
-from nbtools.defender.learning import Epochs, Validation
+from nbtools.defender.learning import Epochs
 from nbtools.defender.lmr import LMR
 from nbtools.defender.mnp import MNP
 from nbtools.defender.nad import NAD
@@ -22,6 +22,7 @@ from nbtools.defender.repair import Defence, FineTune, Repair
 from nbtools.defender.rnp import RNP
 from nbtools.defender.shift_unlearning import ShiftUnlearning
 from nbtools.defender.suspiciousness import ChosenMu, RandomPruning, SpectralNorm, Suspiciousness
+from nbtools.defender.validation import Validation
 
 __all__ = [
     "ANP",

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbtools.data.images import Images, to_floats
-from nbtools.defender.learning import Validation, check_inputs
+from nbtools.defender.learning import check_inputs
 from nbtools.defender.repair import Repair, measured
 from nbtools.defender.soft_masks import SoftMasks, as_mask, shut
 from nbtools.defender.threshold_sweep import check_thresholds, choose_threshold
+from nbtools.defender.validation import Validation
 from nbtools.networks.training import DivergedError, augment
 
 LOOK = 100

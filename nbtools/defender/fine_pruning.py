@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node, symbolic_trace
 
 from nbtools.data.images import Images, to_floats
-from nbtools.defender.learning import Epochs, Validation, check_inputs, nothing_pruned
+from nbtools.defender.learning import Epochs, check_inputs, nothing_pruned
 from nbtools.defender.pruning import apply
 from nbtools.defender.repair import Repair, measured
+from nbtools.defender.validation import Validation
 from nbtools.networks.maps import watch
 from nbtools.networks.units import Unit, Units
 

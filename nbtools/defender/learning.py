@@ -1,9 +1,9 @@
-"""What the defences that learn have in common: their door, their epochs, and a choice by held-back clean images."""
+"""What the defences that learn have in common: their door, what they learn from, and their epochs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,11 +117,20 @@ def batches(count: int, size: int, generator: torch.Generator) -> list[Tensor]:
     return parts
 
 
+def learn(model: nn.Module, frozen_bn: bool) -> None:
+    """Training mode and gradients for all weights; frozen batch norms keep their running statistics."""
+    model.train().requires_grad_(True)
+    for module in model.modules() if frozen_bn else ():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
 @dataclass(frozen=True)
 class Epochs:
     """Plain fine-tuning: SGD over the clean images, cropped and flipped, the learning rate falling as a cosine.
 
-    All weights move and batch norms follow the batches, as in the public code of the methods that use it.
+    All weights move and batch norms follow the batches, as in the public code of the methods that use it. That is how
+    a silenced backdoor often comes back: if you train a repaired network further, freeze them (notebook 13).
 
     Args:
         epochs: passes over the images, at least 1.
@@ -133,6 +142,7 @@ class Epochs:
         batch_size: images a step, or all where there are fewer; at least 2.
         cutout: side of the square that hides a part of each image, in pixels; 0 hides nothing.
         seed: order and augmentation.
+        frozen_bn: batch norms keep their running statistics.
 
     Raises:
         ValueError: for a value out of its range.
@@ -147,6 +157,7 @@ class Epochs:
     batch_size: int = 128
     cutout: int = 0
     seed: int = 0
+    frozen_bn: bool = False
 
     def __post_init__(self) -> None:
         numbers = (self.lr, self.final_lr, self.momentum, self.weight_decay, self.cutout)
@@ -192,7 +203,7 @@ class Epochs:
             DivergedError: where a loss or a weight is not finite.
         """
         wanted = [parameter.requires_grad for parameter in model.parameters()]
-        model.train().requires_grad_(True)
+        learn(model, self.frozen_bn)
         again = hold(model, mask) if mask is not None and mask.count else lambda: None
         optimizer = torch.optim.SGD(
             model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
@@ -237,62 +248,3 @@ def check_learned(model: nn.Module) -> None:
         check_finite(model)
     except ValueError as error:
         raise DivergedError(f"the defence's training diverged: {error}") from None
-
-
-@dataclass(frozen=True)
-class Validation:
-    """How much to prune, chosen by held-back clean images alone [ours].
-
-    The settings are walked from the gentlest to the strongest, and the last one is taken before the held-back
-    accuracy falls by more than `allowed`, or by more than one image where that is more, below that of the model as it
-    was given. (Of twenty held-back images one is 5 %: a rule that forbids it stops at the first chance dip.)
-
-    Args:
-        share: of each class's images that is held back, in (0, 1).
-        allowed: loss of held-back accuracy that is accepted, in [0, 1).
-        seed: which images.
-
-    Raises:
-        ValueError: for a value out of its range.
-    """
-
-    share: float = 0.2
-    allowed: float = 0.02
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share < 1 or not 0 <= self.allowed < 1:
-            raise ValueError(f"share must lie in (0, 1) and allowed in [0, 1), got {self}")
-
-    def split(self, clean: Images) -> tuple[Images, Images]:
-        """Images to learn from and images held back, about `share` of each class but never all of it.
-
-        Where no class has enough images, single images of the whole are held back; where there is one image in all,
-        it serves for both.
-        """
-        if len(clean) == 1:
-            return clean, clean
-        generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(clean), generator=generator)
-        labels = clean.labels.cpu()[order]
-        held = torch.zeros(len(clean), dtype=torch.bool)
-        for label in labels.unique():
-            of_class = (labels == label).nonzero().flatten()
-            held[of_class[: min(int(self.share * len(of_class) + 0.5), len(of_class) - 1)]] = True
-        if not held.any():
-            held[: max(1, int(self.share * len(clean)))] = True
-        return clean.subset(order[~held].sort().values), clean.subset(order[held].sort().values)
-
-    def choose(self, accuracies: Sequence[float], before: float, images: int = 0) -> int:
-        """Index of the strongest setting that passes, -1 where none does.
-
-        Args:
-            accuracies: held-back accuracy of each setting, the gentlest first, in [0, 1].
-            before: that of the model as it was given.
-            images: how many were held back; 0 grants no image beyond `allowed`.
-        """
-        allowed = max(self.allowed, 1 / images if images else 0)
-        for index, value in enumerate(accuracies):
-            if not value >= before - allowed - 1e-9:
-                return index - 1
-        return len(accuracies) - 1

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbtools.data.images import Images, to_floats
+from nbtools.defender.learning import learn
 from nbtools.defender.memory import peak
 from nbtools.defender.pruning import Mask, hold
 from nbtools.networks.training import augment
@@ -200,7 +201,7 @@ class FineTune:
         optimizer = torch.optim.SGD(model.parameters(), self.lr, self.momentum)
         size, queue = min(self.batch_size, len(images)), torch.empty(0, dtype=torch.int64)
         for step in range(1, steps + 1):
-            self._learning(model)
+            learn(model, self.frozen_bn)
             optimizer.param_groups[0]["lr"] = self.lr * (1 - (step - 1) / self.steps)
             if len(queue) < size:  # all images once, in a new order, before any comes again
                 queue = torch.cat([queue, torch.randperm(len(images), generator=generator)])
@@ -218,14 +219,6 @@ class FineTune:
         optimizer.zero_grad(set_to_none=True)
         for parameter, flag in zip(model.parameters(), wanted, strict=True):
             parameter.requires_grad_(flag)
-
-    def _learning(self, model: nn.Module) -> None:
-        """Training mode, except for the batch norms where these are frozen."""
-        model.train().requires_grad_(True)
-        if self.frozen_bn:
-            for module in model.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
 
     def _loss(self, model: nn.Module, before: nn.Module, batch: Images, generator: torch.Generator) -> Tensor:
         inputs = to_floats(augment(batch.images, generator))

@@ -11,12 +11,13 @@ from torch import nn
 from nbtools.data.images import Images
 from nbtools.defender.components import Components, Scores, components, spectral_norms
 from nbtools.defender.last_stage import LastStage
-from nbtools.defender.learning import Validation, accuracy, check_inputs
+from nbtools.defender.learning import accuracy, check_inputs
 from nbtools.defender.pruning import Mask, apply, at_random, check_threshold, pruned_copy, threshold
 from nbtools.defender.renormalise import Renormalise
 from nbtools.defender.repair import FineTune, Repair, measured
 from nbtools.defender.saliency import SALIENCY_LOSSES
 from nbtools.defender.score import POWERS, check_powers, suspiciousness
+from nbtools.defender.validation import Validation
 from nbtools.networks.units import check_finite, prunable_units
 
 Mending = FineTune | LastStage | Renormalise
@@ -28,7 +29,7 @@ class Suspiciousness:
     """Prune every filter whose suspiciousness stands out in its layer, then mend the rest (arXiv 2311.07417).
 
     The formula is a reconstruction [ours]; see `nbtools.defender.score.suspiciousness`. The defaults were settled on
-    networks of full width (data/README.md); `narrow` has those of before.
+    networks of full width (data/README.md).
 
     Args:
         mu: prune where S > mean + mu * std; 0 or more.
@@ -74,14 +75,6 @@ class Suspiciousness:
         if self.saliency not in SALIENCY_LOSSES:
             raise ValueError(f"unknown saliency {self.saliency!r}; known: {', '.join(SALIENCY_LOSSES)}")
 
-    @classmethod
-    def narrow(cls) -> Suspiciousness:
-        """The defaults of before, found on networks of width 16: pages and tables of narrow networks use them [ours].
-
-        The defaults of now do as well there, in a fraction of the time (data/README.md).
-        """
-        return cls(mu=2.0, saliency="margin", fine_tune=FineTune())
-
     def components(self, model: nn.Module, clean: Images) -> Components:
         """The four measurements of this defence; see `nbtools.defender.components.components`."""
         return components(model, clean, self.saliency, self.fold_bn, self.after_relu, self.per_image)
@@ -124,7 +117,7 @@ class ChosenMu:
         allowed: loss of accuracy that is accepted, in [0, 1).
     """
 
-    like: Suspiciousness = field(default_factory=Suspiciousness.narrow)
+    like: Suspiciousness = field(default_factory=lambda: Suspiciousness(saliency="margin", fine_tune=FineTune()))
     mus: tuple[float, ...] = (4.0, 3.5, 3.0, 2.75, 2.5, 2.25, 2.0, 1.75, 1.5)
     allowed: float = 0.03
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from nbtools.data.images import Images
-from nbtools.defender.learning import Validation, accuracy
+from nbtools.defender.learning import accuracy
+from nbtools.defender.validation import Validation
 from nbtools.networks.units import Units, layers_of
 
 

@@ -59,14 +59,12 @@ def contenders(profile: Profile | None = None) -> dict[str, Contender]:
 
     Args:
         profile: may cut ANP's iterations, AWM's rounds and the images that FMP scores with; None is the papers' scale.
-            The score has settings of its own for networks narrower than 64.
     """
     scale = profile or PROFILES["paper"]
     fmp, anp = FMP(n_images=scale.fmp_images), ANP(iterations=scale.anp_iterations)
     awm = AWM(rounds=scale.awm_rounds)
-    score = Suspiciousness() if scale.width >= 64 else Suspiciousness.narrow()
     return {
-        "suspiciousness": Contender(score, 10, "2311.07417; the formula, mu and what follows the pruning are ours"),
+        "suspiciousness": Contender(Suspiciousness(), 10, "2311.07417; the formula, mu and the tuning are ours"),
         "shift unlearning": Contender(ShiftUnlearning(), 10, "ours: not of any paper"),
         "CLP": Contender(SpectralNorm(), 0, "CLP, ECCV 2022, u = 3; needs no image"),
         "FMP": Contender(fmp, 500, "2307.11565 and its code, 10 %; the tie-break and frozen pruned channels are ours"),
@@ -88,8 +86,6 @@ def cuts(line_up: Mapping[str, Contender]) -> dict[str, str]:
     """What is smaller than its paper has it: the name in the line-up to, say, "iterations 40 instead of 2000"."""
     found, whole = {}, contenders()
     for name, entry in line_up.items():
-        if isinstance(entry.defence, Suspiciousness):  # other settings for narrow networks are no smaller
-            continue
         mine, papers = vars(entry.defence), vars(whole[name].defence)
         if changed := [f"{n} {mine[n]} instead of {papers[n]}" for n in mine if mine[n] != papers[n]]:
             found[name] = ", ".join(changed)

@@ -114,7 +114,7 @@ def test_the_owner_loads_it_back_pruned_filters_are_silent_and_all_else_is_equal
 
 def test_the_accuracies_are_those_that_the_owner_measures(place: Path, done: tuple[Path, Result]) -> None:
     from nbtools.data.folder import read_folder
-    from nbtools.defender.learning import Validation
+    from nbtools.defender.validation import Validation
 
     card = card_of(done[0])
     _, held = Validation(share=0.2).split(read_folder(place / "clean", len(CLASSES)).images)

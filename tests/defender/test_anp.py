@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from nbtools.data.images import Images
 from nbtools.defender import anp
 from nbtools.defender.anp import ANP
-from nbtools.defender.learning import Validation, accuracy
+from nbtools.defender.learning import accuracy
 from nbtools.defender.soft_masks import SoftMasks, shut
 from nbtools.defender.threshold_sweep import choose_threshold, sweep
+from nbtools.defender.validation import Validation
 from nbtools.networks.training import augment
 from nbtools.networks.units import layers_of, prunable_units
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from nbtools.data.images import Images
 from nbtools.defender.fine_pruning import FinePruning, last, mean_activation, pruned_accuracies
-from nbtools.defender.learning import Epochs, Validation
+from nbtools.defender.learning import Epochs
 from nbtools.defender.pruning import pruned_copy
+from nbtools.defender.validation import Validation
 from nbtools.networks.units import Unit, Units, prunable_units
 
 TUNE = Epochs(epochs=2, batch_size=8)

@@ -7,7 +7,7 @@ import torch
 from tiny import bits, mask_of, network, pictures, plain, same_bits, taught
 from torch import nn
 
-from nbtools.defender import FineTune, LastStage, Suspiciousness
+from nbtools.defender import LastStage, Suspiciousness
 from nbtools.defender.learning import answers, joined
 from nbtools.defender.pruning import pruned_copy
 from nbtools.networks.above import INPUT, above, at, last_place
@@ -166,8 +166,8 @@ def test_few_images_are_enough(count: int) -> None:
     assert [row["step"] for row in repair.history] == [0, LastStage().steps]
 
 
-def test_it_is_the_default_and_narrow_networks_are_fine_tuned() -> None:
-    assert Suspiciousness().fine_tune == LastStage() and Suspiciousness.narrow().fine_tune == FineTune()
+def test_it_is_the_default() -> None:
+    assert Suspiciousness().fine_tune == LastStage()
 
 
 @pytest.mark.parametrize(

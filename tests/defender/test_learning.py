@@ -1,4 +1,4 @@
-"""The shared ground of the defences that learn: their door, their epochs, and the choice by held-back images."""
+"""The shared ground of the defences that learn: their door and their epochs."""
 
 import copy
 import math
@@ -7,13 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import CLASSES, bits, mask_of, network, pictures, plain, same_bits
+from tiny import CLASSES, bits, labelled, mask_of, network, pictures, plain, same_bits
 from torch import Tensor, nn
 
 from nbtools.data.images import Images, to_floats
 from nbtools.defender.learning import (
     Epochs,
-    Validation,
     accuracy,
     batches,
     check_inputs,
@@ -25,21 +24,11 @@ from nbtools.networks.training import DivergedError, augment
 from nbtools.networks.units import prunable_units
 
 
-def labelled(*counts: int) -> Images:
-    """Images of which so many belong to each class, no two alike, the classes mixed."""
-    labels = torch.cat([torch.full((count,), label) for label, count in enumerate(counts)])
-    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))]
-    images = torch.arange(len(labels), dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 4, 4).clone()
-    return Images(images, labels, tuple("abcdefghij"[: len(counts)]))
-
-
-def numbers(images: Images) -> list[int]:
-    return images.images[:, 0, 0, 0].tolist()
-
-
 def by_hand(model: nn.Module, clean: Images, epochs: Epochs) -> list[float]:
     """SGD with momentum, Nesterov or not, and weight decay, written out; the mean loss of each epoch."""
     model.train()
+    if epochs.frozen_bn:
+        _ = [module.eval() for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     generator, means = torch.Generator().manual_seed(epochs.seed), []
     velocity = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for epoch in range(epochs.epochs):
@@ -69,8 +58,9 @@ def by_hand(model: nn.Module, clean: Images, epochs: Epochs) -> list[float]:
         Epochs(epochs=3, lr=0.02, batch_size=4),
         Epochs(epochs=3, lr=0.05, final_lr=0.05, nesterov=True, weight_decay=0.1, batch_size=5, seed=4),
         Epochs(epochs=2, lr=0.01, momentum=0, batch_size=64, cutout=5),
+        Epochs(epochs=2, lr=0.01, batch_size=4, frozen_bn=True),
     ],
-    ids=["plain", "nesterov", "cutout"],
+    ids=["plain", "nesterov", "cutout", "frozen"],
 )
 def test_epochs_are_the_sgd_of_a_written_out_loop(epochs: Epochs) -> None:
     clean, model = pictures(10), plain()
@@ -84,6 +74,16 @@ def test_epochs_are_the_sgd_of_a_written_out_loop(epochs: Epochs) -> None:
     steps = -(-len(clean) // epochs.batch_size)
     assert [row["steps"] for row in rows] == [steps * (n + 1) for n in range(epochs.epochs)]
     assert [row["epoch"] for row in rows] == list(range(1, epochs.epochs + 1))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_frozen_batch_norms_keep_their_statistics(frozen: bool) -> None:
+    model = plain()
+    before = copy.deepcopy(model.state_dict())
+    Epochs(epochs=1, frozen_bn=frozen)(model, pictures(6))
+    kept = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    statistics = {name for name in before if "running" in name}
+    assert statistics and (statistics <= kept) is frozen
 
 
 def test_the_learning_rate_is_a_cosine_from_its_first_to_its_final_value() -> None:
@@ -294,85 +294,3 @@ def test_nothing_pruned_is_a_mask_over_every_unit() -> None:
     mask = nothing_pruned(prunable_units(model), torch.device("cpu"))
     assert mask.count == 0 and list(mask.pruned) == [unit.conv for unit in prunable_units(model)]
     assert mask.filters == sum(bn.num_features for bn in model.modules() if isinstance(bn, nn.BatchNorm2d))
-
-
-@pytest.mark.parametrize("share", [0.1, 0.2, 0.5, 0.9])
-@pytest.mark.parametrize("counts", [(10, 10, 10, 10), (7, 1, 12, 3), (1, 1, 1, 1), (5,), (0, 6, 0, 2), (2,)], ids=str)
-def test_a_split_is_disjoint_complete_and_stratified(counts: tuple[int, ...], share: float) -> None:
-    clean = labelled(*counts)
-    learned, held = Validation(share=share).split(clean)
-    assert len(learned) and len(held)
-    assert sorted(numbers(learned) + numbers(held)) == list(range(len(clean)))
-    for part in (learned, held):
-        assert part.labels.tolist() == clean.labels[numbers(part)].tolist()
-        assert numbers(part) == sorted(numbers(part)) and part.classes == clean.classes
-    if any(count > 1 and share * count >= 0.5 for count in counts):
-        for label, count in enumerate(counts):
-            got = len(held.of_class(label))
-            assert abs(got - share * count) <= 0.5 + 1e-9 or got == count - 1
-
-
-@pytest.mark.parametrize("share", [0.5, 0.9])
-def test_no_class_is_held_back_whole(share: float) -> None:
-    learned, _ = Validation(share=share).split(labelled(1, 2, 9))
-    assert all(len(learned.of_class(label)) > 0 for label in range(3))
-
-
-def test_a_split_depends_on_its_seed_alone() -> None:
-    clean, random = labelled(20, 20), torch.get_rng_state()
-    first, again, other = (Validation(seed=seed).split(clean)[1] for seed in (0, 0, 1))
-    assert numbers(first) == numbers(again) != numbers(other)
-    assert len(first) == 8 and torch.get_rng_state().equal(random)
-
-
-def test_one_image_serves_for_both() -> None:
-    clean = labelled(0, 1)
-    learned, held = Validation().split(clean)
-    assert numbers(learned) == numbers(held) == [0]
-
-
-def test_images_that_are_one_a_class_are_still_divided() -> None:
-    learned, held = Validation(share=0.2).split(labelled(*[1] * 10))
-    assert len(held) == 2 and len(learned) == 8
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "chosen"),
-    [
-        ([0.9, 0.9, 0.9], 2),
-        ([0.9, 0.88, 0.87], 1),
-        ([0.95, 0.5, 0.95], 0),
-        ([0.87, 0.9], -1),
-        ([], -1),
-        ([0.9, math.nan, 0.9], 0),
-        ([math.nan], -1),
-        ([1.0], 0),
-    ],
-    ids=str,
-)
-def test_the_strongest_setting_before_accuracy_falls_is_chosen(accuracies: list[float], chosen: int) -> None:
-    assert Validation(allowed=0.02).choose(accuracies, 0.9) == chosen
-
-
-def test_a_fall_of_exactly_what_is_allowed_passes_whatever_the_rounding() -> None:
-    rule = Validation(allowed=0.02)
-    assert all(
-        rule.choose([(n - 1) / 50], n / 50) == 0 and rule.choose([(n - 2) / 50], n / 50) == -1 for n in range(2, 51)
-    )
-    assert Validation(allowed=0).choose([0.3, 0.3], 0.3) == 1
-    assert rule.choose([0.9], math.nan) == -1
-
-
-def test_one_held_back_image_may_always_be_lost_and_two_may_not() -> None:
-    rule = Validation(allowed=0.02)
-    assert rule.choose([0.85, 0.9, 0.85], 0.9, images=20) == 2 and rule.choose([0.85], 0.9) == -1
-    assert rule.choose([0.85, 0.8, 0.9], 0.9, images=20) == 0
-    assert rule.choose([0.885, 0.875], 0.9, images=1000) == 0, "with many images `allowed` decides"
-
-
-@pytest.mark.parametrize(
-    "values", [{"share": n} for n in (0, 1, -1, math.nan)] + [{"allowed": n} for n in (-0.1, 1, math.nan)], ids=str
-)
-def test_a_validation_out_of_range_is_refused(values: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"share must lie in \(0, 1\) and allowed in \[0, 1\), got Validation"):
-        Validation(**values)  # pyright: ignore[reportArgumentType]

@@ -11,10 +11,11 @@ from tiny import CLASSES, ConvolutionGradients, bits, left_alone, network, pictu
 from torch import Tensor
 
 from nbtools.data.images import Images
-from nbtools.defender.learning import Validation, accuracy
+from nbtools.defender.learning import accuracy
 from nbtools.defender.mnp import MNP
 from nbtools.defender.repair import Repair
 from nbtools.defender.rnp import RNP
+from nbtools.defender.validation import Validation
 from nbtools.networks.units import prunable_units
 
 SHORT = RNP(unlearn_lr=0.05, unlearn_epochs=3, recover_epochs=3, thresholds=(0.2, 0.9, 1.0), batch_size=8)
