@@ -62,7 +62,7 @@ print(f"the model: {poisoned.name}, target class {target} ({run.splits.test.clas
 # | ACC, ASR, RA | `nbtools.evaluator.evaluation.Evaluator`, here `poisoned.evaluate`; each with a Wilson interval |
 # | suspiciousness score $S_i$ | `nbtools.defender.score.suspiciousness` |
 # | $S_i > \mathrm{mean}_l + \mu \cdot \mathrm{std}_l$ | `nbtools.defender.pruning.threshold` |
-# | pruning and fine-tuning | `nbtools.defender.Suspiciousness`, called on a model and clean images |
+# | pruning and tuning | `nbtools.defender.Suspiciousness`, called on a model and clean images |
 
 # %% [markdown]
 # ## 1. One patch
@@ -169,8 +169,7 @@ pd.DataFrame(cells).T
 # ## 4. A repair in five lines
 #
 # A defence is a small frozen object; its fields are its settings. Called on a model and clean images, it returns a
-# `Repair` and leaves the model as it was. (The default settings were found on networks of full width; `narrow()` holds
-# those for networks as narrow as that of profiles `quick` and `laptop`.)
+# `Repair` and leaves the model as it was.
 #
 # > **Predict first.** The defender now has 10 images of each class (or whatever the parameters above say) and no idea
 # > what the trigger looks like. How far can ASR come down, and what will it cost in ACC?
@@ -179,7 +178,7 @@ pd.DataFrame(cells).T
 from nbtools.defender import Suspiciousness
 
 clean = run.draw(samples_per_class, draw=draw)
-defence = Suspiciousness() if run.profile.width >= 64 else Suspiciousness.narrow()
+defence = Suspiciousness()
 repair = defence(poisoned.model, clean)
 after = poisoned.evaluate(repair.model)
 print(f"before  {poisoned.before}\nafter   {after}")
@@ -205,12 +204,11 @@ pd.DataFrame(repair.history).round(4)
 # **How it prunes.** The batch norm behind each convolution multiplies the filter's map by $\gamma_i$ and adds
 # $\beta_i$. Set both to zero and the filter is gone.
 #
-# **How it fine-tunes** [ours]. The pruned network learns to answer the clean images as the network did before it was
-# pruned; no clean image carries the trigger, so that teacher's backdoor stays silent. The history above tells
-# what came of it: `gain` is how much the loss of held-back images fell after so many steps, in a cross-validation,
-# `error` its standard error. If no gain is clear, step 0 is `chosen`: the pruned network stays as it is. (At full width
-# the last stage alone is tuned, in a fraction of the time, and `gain` is that of the images it learned from.)
-# [06 · Suspiciousness](06_suspiciousness.ipynb) is about this care.
+# **How it tunes** [ours]. The last stage of the pruned network learns to answer the clean images, and a few shifted and
+# flipped copies of them, as the network did before it was pruned. No clean image carries the trigger, so that teacher's
+# backdoor stays silent. The history above tells what came of it: `gain` says by how much the answers came nearer to the
+# teacher's. If they came no nearer, step 0 is `chosen`: the pruned network stays as it is.
+# [06 · Suspiciousness](06_suspiciousness.ipynb) is about the care that tuning needs.
 #
 # The pruning is so short that we can do it by hand:
 
@@ -250,10 +248,10 @@ plots.show(figure, "Bars over the network's layers: the share of filters that we
 # %% [markdown]
 # ## 5. Before and after
 #
-# > **Predict first.** Of the two steps, pruning and fine-tuning, which one moves ASR, and which one ACC?
+# > **Predict first.** Of the two steps, pruning and tuning, which one moves ASR, and which one ACC?
 
 # %%
-evaluations = {"before": poisoned.before, "pruned": poisoned.evaluate(pruned_only), "fine-tuned": after}
+evaluations = {"before": poisoned.before, "pruned": poisoned.evaluate(pruned_only), "tuned": after}
 stages = list(evaluations)
 figure, axis = plt.subplots(figsize=(7, 3.6))
 looks = {"acc": (plots.CLEAN, "o"), "asr": (plots.POISONED, "s"), "ra": (plots.GREEN, "^")}
@@ -268,7 +266,7 @@ axis.set(ylim=(-3, 103), xlim=(-0.3, 2.5), ylabel="percent of test images")
 axis.legend(frameon=False, loc="center right")
 moved = f"ASR {poisoned.before.asr:.1f} to {after.asr:.1f} %, ACC {poisoned.before.acc:.1f} to {after.acc:.1f} %"
 axis.set_title(f"{poisoned.name}, {len(clean)} clean images: {moved}")
-plots.show(figure, "ACC, ASR and RA with intervals before the repair, after pruning and after fine-tuning.")
+plots.show(figure, "ACC, ASR and RA with intervals before the repair, after pruning and after tuning.")
 
 # %%
 rows = [
@@ -359,7 +357,7 @@ plots.show(
 # **How honest the formulas are.** A formula marked [paper] is stated by the paper, one marked [ours] is our
 # reconstruction, where the paper's text could not be read. The four components of the suspiciousness score, the square
 # root and the threshold are [paper]; the formula that joins them, the signs of saliency and activation norm, and
-# $\varepsilon$ are [ours], and so is the fine-tuning. Our numbers are those of our runs, not the paper's.
+# $\varepsilon$ are [ours], and so is the tuning. Our numbers are those of our runs, not the paper's.
 
 # %% [markdown]
 # ## 8. The field's words
@@ -412,7 +410,7 @@ from nbtools.evaluator.evaluation import der
 checks.same(rating, der(poisoned.before, after), "falls are before minus after, as shares in [0, 1]; then times 100")
 
 # %% [markdown]
-# **Exercise 3** (medium, 10 minutes). How much was luck? Repeat the repair without fine-tuning,
+# **Exercise 3** (medium, 10 minutes). How much was luck? Repeat the repair without tuning,
 # `replace(defence, fine_tune=None)`, on draws 0 to 2 of clean images, and keep each ASR (`on_few` is enough).
 
 # %%

@@ -508,7 +508,7 @@ plots.show(figure, "Two heat maps over the image: ASR for each position of the t
 # %%
 from nbtools.defender import Suspiciousness
 
-defence = Suspiciousness() if run.profile.width >= 64 else Suspiciousness.narrow()
+defence = Suspiciousness()
 pair = (poisoned, clean_twin)
 rows = [run.defend(model, defence, samples_per_class, draw=draw) for model in pair]
 run.save_rows(rows, "01_poisoned_resnet18")
@@ -517,7 +517,7 @@ numbers = [f"{name}_{stage}" for name in ("acc", "asr", "ra") for stage in ("bef
 repairs[["pruned", "filters", "tuned_steps", *numbers]].round(1).astype(object).T
 
 # %%
-stages = {"before": "before", "pruned": "pruned", "after": "fine-tuned"}
+stages = {"before": "before", "pruned": "pruned", "after": "tuned"}
 tidy = pd.DataFrame(
     [
         {"model": row["model"], "stage": label, "acc": row[f"acc_{stage}"], "asr": row[f"asr_{stage}"]}
@@ -527,7 +527,7 @@ tidy = pd.DataFrame(
 )
 cost = repairs.acc_before - repairs.acc_after
 title = f"ACC that the repair costs: {cost[poisoned.name]:.1f} points ({poisoned.name}), {cost['clean']:.1f} (clean)"
-plots.show(plots.before_after(tidy, title), "ACC and ASR before, after pruning and after fine-tuning, both networks.")
+plots.show(plots.before_after(tidy, title), "ACC and ASR before, after pruning and after tuning, both networks.")
 
 # %% [markdown]
 # Two things to read. On the poisoned network: how much of the ASR is gone, and how much ACC went with it. On the clean
