@@ -93,7 +93,7 @@ def maps_of(model: torch.nn.Module, layer: str, images: torch.Tensor) -> torch.T
 
 bn_of = {unit.conv: unit.bn for unit in units}
 early, late = "layer1.0.conv1", "layer4.0.conv1"  # the layers that we look at closely
-few = clean.subset(torch.arange(0, len(clean), max(len(clean) // 4, 1))[:4])
+few = clean.subset(torch.arange(0, len(clean), max(len(clean) // 3, 1))[:3])
 for layer in (early, late):
     print(f"{layer}: {few.floats().shape} -> {maps_of(poisoned.model, layer, few.floats()).shape}")
 
@@ -113,7 +113,7 @@ def draw_maps(images: Images, maps: torch.Tensor, filters: list[int], title: str
         axis_row[0].imshow(plots.pixels(images.images[row]))
         for axis, number in zip(axis_row[1:], filters, strict=True):
             brightest = float(maps[:, number].amax().clamp_min(1e-6))
-            axis.imshow(maps[row, number].cpu(), cmap="magma", vmin=0, vmax=brightest)
+            axis.imshow(maps[row, number].cpu(), cmap="magma", vmin=0, vmax=brightest, interpolation="nearest")
             if row == 0:
                 axis.set_title(f"filter {number}", fontsize=8, fontweight="normal", loc="center")
     bare(axes)
@@ -124,14 +124,14 @@ def draw_maps(images: Images, maps: torch.Tensor, filters: list[int], title: str
 for layer, what in ((early, "edges and colours, where they are"), (late, "few positions, found or not found")):
     maps = maps_of(poisoned.model, layer, few.floats())
     order = maps_of(poisoned.model, layer, clean.floats()).flatten(2).norm(dim=2).mean(0).argsort(descending=True)
-    filters = [int(order[place]) for place in torch.linspace(0, len(order) - 1, 8).long()]
+    filters = [int(order[place]) for place in torch.linspace(0, len(order) - 1, 6).long()]
     plots.show(
         draw_maps(few, maps, filters, f"{layer}, from the loudest filter to the quietest: {what}"),
-        f"Four clean images, each with the maps of eight filters of {layer} beside it.",
+        f"Three clean images, each with the maps of six filters of {layer} beside it.",
     )
 
 # %% [markdown]
-# Each filter has its own colour scale, black is zero. Go down a column: how differently does one filter answer four
+# Each filter has its own colour scale, black is zero. Go down a column: how differently does one filter answer three
 # images? And look at the columns on the right: a filter that stays black on the clean images does nothing for them.
 
 # %% [markdown]
@@ -152,7 +152,9 @@ norm_of_layer = loudness.mean(0)  # [filters]
 
 figure, axis = plt.subplots(figsize=(9, 3.6))
 order = norm_of_layer.argsort(descending=True)
-picture = axis.imshow(loudness[:, order].T.cpu(), aspect="auto", cmap="magma", interpolation="nearest")
+shown = order[:: -(-len(order) // 128)]  # of a wide layer every second filter, or every fourth
+whole = (-0.5, len(clean) - 0.5, len(order), 0)
+picture = axis.imshow(loudness[:, shown].T.cpu(), aspect="auto", cmap="magma", interpolation="nearest", extent=whole)
 ends = torch.bincount(clean.labels.cpu(), minlength=clean.num_classes).cumsum(0)
 starts = [0, *ends[:-1].tolist()]
 axis.set_xticks([(a + b) / 2 - 0.5 for a, b in zip(starts, ends.tolist(), strict=True)], clean.classes, fontsize=8)
