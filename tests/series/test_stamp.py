@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import os
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -23,32 +22,20 @@ def test_stamp_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.path.sep not in made["hardware"]
 
 
-def drawing() -> Image.Image:
-    image = Image.new("RGB", (300, 200), (1, 115, 178))
-    image.paste(Image.effect_noise((15, 200), 40).convert("RGB"), (0, 0))
-    return image
-
-
-def photograph() -> Image.Image:
-    bands = [Image.radial_gradient("L").resize((300, 200)), Image.linear_gradient("L").resize((300, 200))]
-    image = Image.merge(
-        "RGB", [*bands, bands[1].transpose(Image.Transpose.FLIP_LEFT_RIGHT).rotate(90).resize((300, 200))]
-    )
-    image.paste((1, 115, 178), (160, 0, 200, 40))
-    return image
-
-
-@pytest.mark.parametrize(("made", "colors", "off"), [(drawing, 96, 0.6), (photograph, 256, 6)])
-def test_figures_are_made_smaller_and_look_the_same(made: Callable[[], Image.Image], colors: int, off: float) -> None:
-    image, buffer = made(), io.BytesIO()
+def test_figures_are_made_smaller_and_look_the_same() -> None:
+    bands = Image.radial_gradient("L"), Image.linear_gradient("L"), Image.linear_gradient("L").rotate(90)
+    image = Image.merge("RGB", [band.resize((300, 200)) for band in bands])  # a picture of many colours
+    image.paste((255, 255, 255), (0, 0, 150, 200))
+    marks = {(213, 94, 0): 20, (222, 143, 5): 40, (1, 115, 178): 60, (204, 120, 188): 80}  # a legend: few pixels each
+    for color, row in marks.items():
+        image.paste(color, (20, row, 25, row + 5))
+    buffer = io.BytesIO()
     image.save(buffer, "png")
-    small = base64.b64decode(stamp.smaller(base64.b64encode(buffer.getvalue()).decode()))
-    with Image.open(io.BytesIO(small)) as seen:
-        again = seen.convert("RGB")
-    palette = len(np.unique(np.asarray(again).reshape(-1, 3), axis=0))
-    assert palette <= colors and (colors == 96 or palette > 96)
-    assert len(small) < 0.8 * buffer.tell() and again.size == image.size
-    assert np.abs(np.asarray(again, int) - np.asarray(image, int)).mean() <= off
+    made = base64.b64decode(stamp.smaller(base64.b64encode(buffer.getvalue()).decode()))
+    assert len(made) < 0.7 * buffer.tell()
+    with Image.open(io.BytesIO(made)) as small:
+        off = np.abs(np.asarray(small.convert("RGB"), int) - np.asarray(image, int))
+    assert off.max() <= 24 and max(off[row, 20].max() for row in marks.values()) <= 8
 
 
 def test_what_would_grow_stays_as_it_is() -> None:
