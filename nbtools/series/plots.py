@@ -206,7 +206,7 @@ def score_distribution(
             top = truth[name].cpu().topk(min(3, len(z))).indices.numpy()
             axis.scatter(x[top], z[top], s=70, facecolor="none", edgecolor="black", linewidth=0.9)
     axis.axhline(mu, color=PRUNED, ls="--", lw=1)
-    axis.annotate(f"mu = {mu:g}", (len(scores) - 0.5, mu), color=PRUNED, fontsize=9, va="bottom", ha="right")
+    axis.text(1.005, mu, f"mu = {mu:g}", transform=axis.get_yaxis_transform(), color=PRUNED, fontsize=9, va="center")
     axis.set_xticks(range(len(scores)), list(scores), rotation=90, fontsize=8)
     ringed = "  (ringed: the three filters that the trigger moves most)" if truth else ""
     axis.set(title=title, xlabel="layer" + ringed, ylabel="score, standard deviations\nabove the layer's mean")

@@ -111,7 +111,7 @@ def test_the_head_moves_on_the_sphere_that_it_lies_on() -> None:
 def test_a_heavier_hold_keeps_the_clean_loss() -> None:
     def clean_loss(hold: float) -> float:
         repaired = D3(hold=hold, tune=Epochs(epochs=30, batch_size=4, lr=0.05))(plain(), CLEAN).model
-        return float(F.cross_entropy(repaired(CLEAN.floats()), CLEAN.labels))
+        return F.cross_entropy(repaired(CLEAN.floats()), CLEAN.labels).item()
 
     assert clean_loss(10.0) < clean_loss(0.1)
 
