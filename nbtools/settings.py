@@ -254,6 +254,11 @@ def hardware(device: torch.device | None = None) -> str:
     return f"{name}, {torch.get_num_threads()} threads{', bf16' if has_bf16(device) else ''}"
 
 
+def hardware_and_precision(device: torch.device) -> str:
+    """The processor's name and what it computes in, such as "NVIDIA H100 PCIe, bf16"."""
+    return f"{hardware(device).removesuffix(', bf16')}, {'bf16' if has_bf16(device) else 'float32'}"
+
+
 def seed_everything(seed: int) -> None:
     """Seed torch's global generators (initial weights); everything else draws from generators of its own."""
     import torch

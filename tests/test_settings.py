@@ -20,7 +20,16 @@ from nbtools.data.sources import CIFAR10_CLASSES
 from nbtools.lab.parameters import CLASSES, RANGES, check_parameters, target_range
 from nbtools.networks.architectures import MIN_WIDTH, make_model
 from nbtools.networks.training import Recipe
-from nbtools.settings import PROFILES, default_device, default_profile, get_profile, hardware, has_bf16, keep_memory
+from nbtools.settings import (
+    PROFILES,
+    default_device,
+    default_profile,
+    get_profile,
+    hardware,
+    hardware_and_precision,
+    has_bf16,
+    keep_memory,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -114,6 +123,7 @@ def test_a_cpu_computes_in_float32_unless_asked_and_able(
     wanted = asked == "1" and able is not None and "bf16" in able
     assert has_bf16(CPU) is wanted and has_bf16(torch.device("meta")) is False
     assert hardware(CPU).endswith("threads, bf16" if wanted else "threads"), "a stamp says so"
+    assert hardware_and_precision(CPU).endswith("threads, bf16" if wanted else "threads, float32")
 
 
 def test_bf16_is_asked_for_by_1(monkeypatch: pytest.MonkeyPatch) -> None:

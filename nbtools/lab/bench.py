@@ -15,7 +15,7 @@ from nbtools.lab.bench_defences import BENCHES
 from nbtools.lab.timing import model_of, random_images, seconds, side_by_side
 from nbtools.networks.training import Recipe, train, train_step
 from nbtools.networks.units import layers_of, prunable_units
-from nbtools.settings import default_device, hardware, has_bf16, keep_memory
+from nbtools.settings import default_device, hardware_and_precision, keep_memory
 
 
 def bench_components(repeats: int, device: torch.device) -> str:
@@ -91,7 +91,6 @@ def main(repeats: int = 5) -> None:
 
     keep_memory()
     device = default_device()
-    name, precision = hardware(device).removesuffix(", bf16"), "bf16" if has_bf16(device) else "float32"
-    print(f"{name}, torch {torch.__version__}, {precision}, x {repeats}")
+    print(f"{hardware_and_precision(device)}, torch {torch.__version__}, x {repeats}")
     for bench in (bench_components, bench_spectral_norms, bench_training, bench_poisoning, *BENCHES):
         print(bench(repeats, device), flush=True)

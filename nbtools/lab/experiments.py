@@ -31,7 +31,7 @@ from nbtools.settings import (
     default_profile,
     get_profile,
     hardware,
-    has_bf16,
+    hardware_and_precision,
     keep_memory,
     package_version,
 )
@@ -281,7 +281,7 @@ def _table(run: Run) -> str:
     shape += f", strides {' '.join(map(str, profile.strides))}" if profile.strides != STRIDES else ""
     lines = {
         "profile": f"{profile.name} ({profile.about})",
-        "device": f"{hardware(run.device).removesuffix(', bf16')}, {'bf16' if has_bf16(run.device) else 'float32'}",
+        "device": hardware_and_precision(run.device),
         "data": f"{run.splits.name}: {len(run.splits.train):,} to train on, {len(run.splits.reserved):,} for the "
         f"defender, {len(run.splits.test):,} for the evaluator",
         "model": f"{run.architecture}, {shape}, {profile.epochs} epochs",

@@ -608,9 +608,9 @@ pd.DataFrame(
 
 # %% [markdown]
 # With frozen batch norms hardly anything comes back: at most 1.6 points in all rows but two. The two are of AWM, whose
-# masks lie on the weights, so that training can move them back. So if you train a repaired network further, keep its
-# batch norms in eval mode. (Of the repairs that leave little, shift unlearning and the score, this training costs up to
-# four points of ACC, where 500 images are all there is; it is no gain.)
+# masks lie on the weights, so that training may move them back (that was not tried apart). So if you train a repaired
+# network further, keep its batch norms in eval mode. (Of the repairs that leave little, shift unlearning and the score,
+# this training costs up to four points of ACC, where 500 images are all there is; it is no gain.)
 
 # %% [markdown]
 # ## 8. Exercises

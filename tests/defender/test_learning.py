@@ -27,8 +27,9 @@ from nbtools.networks.units import prunable_units
 def by_hand(model: nn.Module, clean: Images, epochs: Epochs) -> list[float]:
     """SGD with momentum, Nesterov or not, and weight decay, written out; the mean loss of each epoch."""
     model.train()
-    if epochs.frozen_bn:
-        _ = [module.eval() for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train(not epochs.frozen_bn)
     generator, means = torch.Generator().manual_seed(epochs.seed), []
     velocity = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     for epoch in range(epochs.epochs):

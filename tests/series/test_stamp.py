@@ -38,5 +38,17 @@ def test_figures_are_made_smaller_and_look_the_same() -> None:
     assert off.max() <= 24 and max(off[row, 20].max() for row in marks.values()) <= 8
 
 
+def test_up_to_256_colours_are_kept_exactly() -> None:
+    image = Image.effect_noise((300, 200), 40).convert("RGB")
+    image.paste((1, 115, 178), (0, 0, 150, 200))
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    made = base64.b64decode(stamp.smaller(base64.b64encode(buffer.getvalue()).decode()))
+    assert len(made) < 0.7 * buffer.tell()
+    with Image.open(io.BytesIO(made)) as small:
+        assert small.size == image.size
+        assert np.abs(np.asarray(small.convert("RGB"), int) - np.asarray(image, int)).max() <= 8
+
+
 def test_what_would_grow_stays_as_it_is() -> None:
     assert stamp.smaller(PIXEL) == PIXEL
