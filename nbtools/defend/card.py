@@ -187,12 +187,10 @@ def suspected(history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> l
         history: see `nbtools.defender.ShiftUnlearning`.
         classes: their names.
     """
-    asked = [row for row in history if row.get("stage") == "ask"]
-    unlearned = [row for row in history if row.get("stage") == "unlearn"]
-    if not asked or not unlearned:  # RNP unlearns as well, but suspects no class
+    judged = [row for row in history if row.get("stage") == "judge"]
+    if not judged or not any(row.get("stage") == "unlearn" for row in history):  # RNP unlearns, but suspects no class
         return []
-    suspect = unlearned[0]["suspect"]
-    told = max(asked, key=lambda row: row["outlier"])
+    told, suspect = judged[0], judged[0]["suspect"]
     how = "of the image" if told["place"] == "image" else f"of the maps at {told['place']}"
     return [
         f"The class {classes[suspect]} stood out: one shift {how} sends other images to it too easily. Shifts towards "

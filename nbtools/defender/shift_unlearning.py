@@ -10,18 +10,30 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from nbtools.data.images import Images
 from nbtools.defender.learning import answers, check_inputs, check_learned, divergence, joined
 from nbtools.defender.pruning import Mask, apply, hold
 from nbtools.defender.repair import Repair, measured
-from nbtools.defender.shifts import Searched, Walked, folds, halves, shift, shifted, spread, t_values, walk
+from nbtools.defender.shifts import (
+    Searched,
+    Walked,
+    chances,
+    folds,
+    halves,
+    joint,
+    shift,
+    shifted,
+    spread,
+    t_values,
+    walk,
+)
 from nbtools.defender.suspiciousness import Suspiciousness
 from nbtools.networks.above import INPUT, above, at
 from nbtools.networks.training import DivergedError, autocast
@@ -47,6 +59,22 @@ class _Asked:
     walked: Walked
 
 
+def _told(asked: Sequence[_Asked]) -> list[dict[str, Any]]:
+    """A row of the history for each place, and one of all places together; none where nothing was asked."""
+    if not asked:
+        return []
+    rows, alone = list[dict[str, Any]](), torch.stack([chances(place.walked.margins) for place in asked])
+    for place, chance in zip(asked, alone, strict=True):
+        outliers = torch.stack([t_values(margins) for margins in place.walked.margins]).amax(0)
+        told = {"stage": "ask", "place": place.place or "image", "length": place.walked.length}
+        told |= {"suspect": int(outliers.argmax()), "outlier": float(outliers.max())}
+        rows.append(told | {"chance": min(1.0, float(chance.min()) * len(chance))})
+    together = joint(alone)
+    suspect = int(together.argmin())
+    most = rows[int(alone[:, suspect].argmin())]["place"]
+    return [*rows, {"stage": "judge", "suspect": suspect, "place": most, "chance": float(together[suspect])}]
+
+
 @dataclass(frozen=True)
 class ShiftUnlearning:
     """Repair in three steps [ours].
@@ -55,10 +83,11 @@ class ShiftUnlearning:
     2. *Ask* the model as it was given, at each place and for each class: how far does a universal shift drive images of
        other classes towards this class? The shift grows until the middle class is just reached. On parts of this way it
        is judged by images that it was not found on. What counts is the margin of the class's logit, as a mean over the
-       harder half of the images. A class is suspected where a t-test at `level` finds it to be an outlier among the
-       others; the level is corrected for the number of classes, places and parts. Of several such classes the one with
-       the largest t is suspected. With three classes or fewer nobody stands out, and where all clean images are of one
-       class nothing is asked: a class is judged by the images of others.
+       harder half of the images. At each place a t-test tells how far a class is an outlier among the others; what the
+       places say of a class is joined by Fisher's method. The class that stands out most is suspected, where this would
+       happen by chance with a probability below `level`, corrected for the number of classes and parts. With two
+       classes nobody stands out, with three hardly ever. Where all clean images are of one class nothing is asked: a
+       class is judged by the images of others.
     3. *Unlearn*: the last stage alone is tuned, so that images that a shift towards the suspect moves, in their pixels
        or in the maps below that stage, get the answers that the model gave to them unmoved, and blends of two images'
        maps the answers that it gave to those. Batch norms keep their statistics.
@@ -70,7 +99,7 @@ class ShiftUnlearning:
         pruned: names, or beginnings of names, of the convolutions that may be pruned; none is everything.
         places: modules whose output is shifted, from below to above; "" is the image. Everything must flow through
             them, and what lies above the last one is tuned.
-        level: probability that a class is suspected by chance, in (0, 1).
+        level: probability that a class is suspected by chance, in (0, 1), were no class easier than others by nature.
         few: images, 0 or more. With so many or more, shifts are found on either half and judged by the other. Fewer
             are joined by a cropped and flipped copy of each, and dealt into `few` // n parts, at least two: shifts are
             found on all parts but one and judged by that one.
@@ -135,8 +164,10 @@ class ShiftUnlearning:
             mask and scores are those of the first step; `untuned` is the pruned copy where something was unlearned. The
             history has one row a place: stage "ask", place ("image" is the input), length (of the way; root mean
             square over the maps' positions, in standard deviations), suspect (the class that stands out most there),
-            outlier (its largest t value at the judged lengths), bar (above which it counts); then, where something is
-            unlearned, one row a step: stage "unlearn", suspect, step, loss.
+            outlier (its largest t value at the judged lengths), chance (that some class stands out so far there); then
+            one row of all places together: stage "judge", suspect, place (where it stands out most), chance (below
+            `level` it counts); then, where something is unlearned, one row a step: stage "unlearn", suspect, step,
+            loss.
 
         Raises:
             ValueError: for images or a model that `nbtools.defender.learning.check_inputs` refuses, a place that
@@ -163,12 +194,11 @@ class ShiftUnlearning:
         apply(twin, mask)
         several = bool((clean.labels != clean.labels[0]).any())
         asked = [self._ask(before, place, clean, logits.shape[1]) for place in self.places if several]
-        history = [self._told(place) for place in asked]
-        found, scores = max(history, key=lambda row: row["outlier"], default=None), self.prune.scores(parts)
-        if not self.steps or not found or not found["outlier"] > found["bar"]:
+        history, scores = _told(asked), self.prune.scores(parts)
+        if not self.steps or not history or not history[-1]["chance"] < self.level:
             return Repair(twin, mask, scores, history)
         untuned = copy.deepcopy(twin)
-        history += self._unlearn(before, twin, mask, clean, asked, found["suspect"])
+        history += self._unlearn(before, twin, mask, clean, asked, history[-1]["suspect"])
         check_learned(twin)
         return Repair(twin, mask, scores, history, untuned=untuned, tuned_steps=self.steps)
 
@@ -185,19 +215,6 @@ class ShiftUnlearning:
 
         dealt = [(searched(found), searched(held)) for found, held in folds(count, self.few, self.seed, maps.device)]
         return _Asked(place, scale, walk(dealt, self.paces, self.judged))
-
-    def _told(self, asked: _Asked) -> dict[str, Any]:
-        """A place's row in the history."""
-        outliers = torch.stack([t_values(margins) for margins in asked.walked.margins])
-        classes = outliers.shape[1]
-        return {
-            "stage": "ask",
-            "place": asked.place or "image",
-            "length": asked.walked.length,
-            "suspect": int(outliers.amax(0).argmax()),
-            "outlier": float(outliers.max()),
-            "bar": float(student_t.ppf(1 - self.level / (outliers.numel() * len(self.places)), max(classes - 2, 1))),
-        }
 
     def _forced(self, twin: nn.Module, more: Images, count: int, asked: _Asked, suspect: int, seed: int) -> Tensor:
         """What reaches the last place when the images are shifted at one: each image twice, `[2n, c, h, w]`."""

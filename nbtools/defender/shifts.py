@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import chi2
+from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from nbtools.networks.training import autocast
@@ -58,6 +60,37 @@ def t_values(values: Tensor) -> Tensor:
     deviation = (squares.clamp_min(0) * (count - 1) / (count - 2)).sqrt()
     found = (centred - others) / (deviation * math.sqrt(1 + 1 / (count - 1))).clamp_min(rounding)
     return found.where((centred - others).abs() > rounding, 0.0).to(values.dtype)
+
+
+def chances(margins: Tensor) -> Tensor:
+    """How likely it is that a class stands out so far by chance: the p-value of its largest t, see `t_values`.
+
+    Args:
+        margins: `[judged, k]`, each class's margin on some parts of its way.
+
+    Returns:
+        `[k]`, float64 on the CPU: one-sided, corrected for the number of parts (Bonferroni), at most 1.
+    """
+    largest = torch.stack([t_values(part) for part in margins]).amax(0)
+    freedom = max(margins.shape[1] - 2, 1)
+    found = torch.from_numpy(student_t.sf(largest.double().cpu().numpy(), freedom))
+    return (found * len(margins)).clamp_max(1)
+
+
+def joint(places: Tensor) -> Tensor:
+    """Fisher's method: how likely it is that a class stands out so far at all places together by chance.
+
+    Minus twice the sum of the p-values' logarithms follows the chi-squared distribution with two degrees of freedom a
+    place, where the places are independent. (R. A. Fisher, Statistical Methods for Research Workers, 4th ed., 1932.)
+
+    Args:
+        places: `[places, k]`, p-values, see `chances`.
+
+    Returns:
+        `[k]`, corrected for the number of classes (Bonferroni), at most 1.
+    """
+    evidence = -2 * places.clamp_min(1e-300).log().sum(0)
+    return (torch.from_numpy(chi2.sf(evidence.numpy(), 2 * len(places))) * places.shape[1]).clamp_max(1)
 
 
 def crossing(margins: Sequence[float]) -> float:

@@ -103,10 +103,8 @@ def test_the_verdict_says_what_was_done(pruned: int, changed: int, steps: int, s
 def test_a_suspected_class_is_named() -> None:
     from nbtools.defend.card import suspected
 
-    asked = [
-        {"stage": "ask", "place": place, "suspect": 1, "outlier": outlier, "bar": 4.0}
-        for place, outlier in (("image", 3.0), ("layer1", 9.0))
-    ]
+    judged = {"stage": "judge", "suspect": 1, "place": "layer1", "chance": 0.01}
+    asked = [{"stage": "ask", "place": "image", "suspect": 0, "outlier": 3.0, "chance": 0.3}, judged]
     classes = ("plane", "car")
     assert suspected([], classes) == suspected(asked, classes) == suspected([{"epoch": 1}], classes) == []
     (sure,) = suspected([*asked, {"stage": "unlearn", "suspect": 1, "step": 1}], classes)
@@ -117,6 +115,6 @@ def test_a_suspected_class_is_named() -> None:
     others = RNP(unlearn_epochs=1, recover_epochs=1)(plain(), pictures(16)).history
     assert any(row["stage"] == "unlearn" for row in others), "RNP unlearns, and suspects no class"
     assert suspected(others, classes) == []
-    asked[0]["outlier"] = 12.0
+    judged["place"] = "image"
     (sure,) = suspected([*asked, {"stage": "unlearn", "suspect": 1, "step": 1}], classes)
     assert "one shift of the image sends" in sure

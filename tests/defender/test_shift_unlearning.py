@@ -54,8 +54,9 @@ DEFENCE = replace(BARELY, steps=60, lr=0.16, batch_size=50, weight=1.0)
 def test_a_planted_shortcut_is_found_and_unlearned(planted: int) -> None:
     model, clean = Shortcut(planted), pictures(40)
     repair = replace(DEFENCE, level=0.2, lr=0.5, steps=150)(model, clean)
-    asked = repair.history[0]
-    assert asked["suspect"] == planted and asked["outlier"] > asked["bar"]
+    asked, judged = repair.history[:2]
+    assert asked["suspect"] == judged["suspect"] == planted and asked["chance"] == pytest.approx(judged["chance"])
+    assert judged["chance"] < 0.2 and judged["place"] == "bn1"
     assert repair.tuned_steps == 150 and repair.untuned is not None
 
     def forced(network: nn.Module) -> float:
@@ -75,9 +76,7 @@ def test_a_planted_shortcut_is_found_and_unlearned(planted: int) -> None:
 def test_where_no_class_stands_out_the_model_is_only_pruned() -> None:
     model, clean = Shortcut(None), pictures(40)
     repair = DEFENCE(model, clean)
-    assert [row["stage"] for row in repair.history] == ["ask"] and repair.history[0]["outlier"] <= repair.history[0][
-        "bar"
-    ]
+    assert [row["stage"] for row in repair.history] == ["ask", "judge"] and repair.history[1]["chance"] >= 0.05
     assert repair.untuned is None and not repair.tuned_steps and not repair.mask.count
     assert same_bits(bits(repair.model), bits(model))
 
@@ -89,17 +88,34 @@ def test_only_what_lies_above_the_last_place_is_tuned(places: tuple[str, ...], t
     changed = {name for name, value in bits(made.model).items() if not torch.equal(value, bits(model)[name])}
     assert changed and all(name.startswith(tuned) for name in changed)
     assert not any("running" in name or "num_batches" in name for name in changed)
-    assert [row["stage"] for row in made.history] == ["ask"] * 2 + ["unlearn"] * 2
+    assert [row["stage"] for row in made.history] == ["ask"] * 2 + ["judge"] + ["unlearn"] * 2
 
 
-def test_the_bar_counts_classes_and_places() -> None:
+def test_chances_count_classes_and_parts_and_join_the_places() -> None:
     clean = pictures(12)
-    one = replace(BARELY, steps=0)(plain(), clean).history[0]
+    one = replace(BARELY, steps=0)(plain(), clean).history
     two = replace(BARELY, steps=0, places=("", "bn1", "bn2"))(plain(), clean).history
-    assert one["bar"] == pytest.approx(float(stats.t.ppf(1 - 0.05 / 8, 2)))
-    assert [row["place"] for row in two] == ["image", "bn1", "bn2"]
-    assert two[1]["bar"] == pytest.approx(float(stats.t.ppf(1 - 0.05 / 24, 2)))
-    assert two[1]["outlier"] == pytest.approx(one["outlier"]) and two[1]["suspect"] == one["suspect"]
+    assert one[0]["chance"] == pytest.approx(min(1, 4 * 2 * float(stats.t.sf(one[0]["outlier"], 2))))
+    assert [row.get("place") for row in two] == ["image", "bn1", "bn2", two[-1]["place"]]
+    for row in ("suspect", "outlier", "chance"):
+        assert two[1][row] == pytest.approx(one[0][row])
+    assert [row["stage"] for row in two] == ["ask"] * 3 + ["judge"]
+
+
+def test_places_that_agree_count_for_more_than_one() -> None:
+    """The same margins at two places: neither is enough, both are."""
+    from nbtools.defender.shift_unlearning import _Asked, _told
+
+    margins = torch.tensor([[0.0, 0.1, 0.2, -0.1, -0.2, 0.0, 0.1, -0.1, 0.05, 0.85]])
+    asked = [_Asked(place, torch.ones(1), Walked(1.0, torch.ones(10), margins)) for place in ("", "layer3")]
+    alone, both = _told(asked[:1]), _told(asked)
+    assert alone[-1]["suspect"] == both[-1]["suspect"] == 9
+    assert both[-1]["chance"] < alone[-1]["chance"] / 10
+    assert both[0]["chance"] == pytest.approx(alone[-1]["chance"])
+    other = Walked(1.0, torch.ones(10), margins.roll(5, 1))  # the places name two classes
+    torn = _told([asked[0], _Asked("layer3", torch.ones(1), other)])
+    assert torn[-1]["chance"] > both[-1]["chance"] * 10
+    assert _told([]) == []
 
 
 def test_where_all_images_are_of_one_class_nobody_is_asked_for() -> None:
