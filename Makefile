@@ -1,14 +1,21 @@
-# make notebooks | test | lab | bench | clean
+# make notebooks | book | test | lab | bench | clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -e '.[dev]'
+BOOK_INSTALLED := .venv/.book
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+# Asks no index when everything is there already.
+install = $(PIP) --no-index --no-build-isolation $(1) >/dev/null 2>&1 || $(PIP) $(1)
 
-.PHONY: notebooks test lab bench clean
+.PHONY: notebooks book test lab bench clean
 
 notebooks: $(INSTALLED)
 	$(BIN)/python -m nbtools run --profile quick
+
+book: $(BOOK_INSTALLED)
+	$(BIN)/python book/build.py book/_build
+	@echo "The book lies in book/_build/html: open index.html."
 
 test: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -22,16 +29,24 @@ lab: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m nbtools bench
 
-# Installs again only when one of the two files has changed; asks no index when everything is there already.
-$(INSTALLED): pyproject.toml constraints.txt
+# Installs again only when one of the two files has changed.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing nbtools and its packages into .venv; the first time this takes minutes."
+	@$(call install,-e '.[dev]')
+	@touch $@
+
+# Building the book runs no notebook, so it needs neither nbtools nor torch: of pyproject.toml only the extra "book".
+BOOK_NEEDS := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["book"])
+$(BOOK_INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@$(call install,$$($(BIN)/python -c '$(BOOK_NEEDS)'))
+	@touch $@
+
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "Python 3.11 or later is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12"; \
 		exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "Installing nbtools and its packages into .venv; the first time this takes minutes."
-	@$(PIP) --no-index --no-build-isolation >/dev/null 2>&1 || $(PIP)
-	@touch $@
+	@$(PYTHON) -m venv .venv
 
 clean:
-	rm -rf runs build .pytest_cache .ruff_cache *.egg-info
+	rm -rf runs build book/_build .pytest_cache .ruff_cache *.egg-info
 	find nbtools tests notebooks -name __pycache__ -prune -exec rm -rf {} +

@@ -51,7 +51,7 @@ def test_no_traces_of_a_machine() -> None:
 
 
 def test_the_top_level_holds_nothing_that_does_not_belong_there() -> None:
-    folders = {".ci", ".github", "data", "findings", "nbtools", "notebooks", "tests"}
+    folders = {".ci", ".github", "book", "data", "findings", "nbtools", "notebooks", "tests"}
     files = {".gitignore", "CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "README.md"}
     files |= {"constraints.txt", "environment.yml", "pyproject.toml"}
     assert {name.split("/")[0] for name in tracked_names()} <= folders | files
@@ -75,7 +75,8 @@ def test_constraints_pin_every_direct_requirement() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines), "a constraint is a name and a version"
     pinned = {line.split("==")[0] for line in lines}
-    needed = project["dependencies"] + project["optional-dependencies"]["dev"]
+    extras = project["optional-dependencies"]
+    needed = project["dependencies"] + extras["book"] + extras["dev"]
     assert {re.split("[<>=!]", text)[0] for text in needed} <= pinned
 
 
