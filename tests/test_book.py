@@ -137,7 +137,7 @@ def test_notebooks_stand_in_order(pages: dict[Path, BeautifulSoup]) -> None:
 
 
 def test_a_phone_shows_every_page_whole_and_in_silence(pages: dict[Path, BeautifulSoup]) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: `make book` does it")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if not browser:
         pytest.skip("there is no Chromium")
