@@ -157,7 +157,7 @@ def test_a_phone_shows_every_page_whole_and_in_silence(pages: dict[Path, Beautif
             if equations:
                 page.wait_for_function("document.querySelectorAll('.math > mjx-container').length == " + str(equations))
             wrong = page.locator("mjx-container :is(merror, mtext[mathcolor=red])")  # red: an unknown command
-            assert wrong.count() == 0, f"{path.name}: {wrong.all_inner_texts()}"
+            assert wrong.count() == 0, f"{path.name}: {wrong.all_text_contents()}"
             page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
             assert page.evaluate("document.documentElement.scrollWidth") <= PHONE, f"{path.name} scrolls to the side"
             assert said == [], path.name
