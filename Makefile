@@ -17,7 +17,7 @@ book: $(BOOK_INSTALLED)
 	$(BIN)/python book/build.py book/_build
 	@echo "The book lies in book/_build/html: open index.html."
 
-test: $(INSTALLED)
+test: $(INSTALLED) $(BOOK_INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python

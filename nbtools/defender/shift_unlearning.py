@@ -128,7 +128,7 @@ class ShiftUnlearning:
     )
     pruned: tuple[str, ...] = ("layer2", "layer3")
     places: tuple[str, ...] = (INPUT, "layer3")
-    level: float = 0.05
+    level: float = 0.03
     few: int = 50
     judged: tuple[float, ...] = (0.5, 1.0)
     paces: int = 4
