@@ -161,7 +161,7 @@ rivals = [FMP(n_images=4, divisor=4, fine_tune=epoch), MNP(unlearn_epochs=1, rec
 rivals += [RNP(unlearn_epochs=1, recover_epochs=2), ANP(iterations=3), AWM(rounds=1, passes=1)]
 rivals += [NAD(epoch, epoch, (1, 1), ("conv1", "conv2")), FinePruning(fine_tune=epoch), FineTuning(epoch)]
 rivals += [D3(tune=epoch), FTSAM(tune=epoch), LMR(ascent_epochs=1, epochs=1), NFT(epochs=1)]
-rivals += [ShiftUnlearning(pruned=(), places=("", "bn1"), level=0.99, steps=1)]
+rivals += [ShiftUnlearning(pruned=(), places=("", "bn1"), level=1.0, steps=1)]
 for defence in (first, ChosenMu(first), SpectralNorm(mu=1, fine_tune=tune), RandomPruning(first), *rivals):
     print(type(defence).__name__, defence(plain(), pictures(8)).mask.count)
 """

@@ -191,8 +191,10 @@ def suspected(history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> l
     if not judged or not any(row.get("stage") == "unlearn" for row in history):  # RNP unlearns, but suspects no class
         return []
     told, suspect = judged[0], judged[0]["suspect"]
-    how = "of the image" if told["place"] == "image" else f"of the maps at {told['place']}"
+    where = "the image" if told["place"] == "image" else f"the maps at {told['place']}"
+    rough = "under 0.1" if told["chance"] < 1e-3 else f"{100 * told['chance']:.1f}"
     return [
-        f"The class {classes[suspect]} stood out: one shift {how} sends other images to it too easily. Shifts towards "
-        "it were unlearned."
+        f"The class {classes[suspect]} stood out: one shift of {where} sends other images to it too easily. "
+        f"Were no class easier than others by nature, this would happen by chance in {rough} % of clean models. "
+        "Shifts towards it were unlearned."
     ]

@@ -24,10 +24,10 @@ from nbtools.defender.repair import Repair, measured
 from nbtools.defender.shifts import (
     Searched,
     Walked,
-    chances,
     folds,
     halves,
     joint,
+    log_p_values,
     shift,
     shifted,
     spread,
@@ -61,18 +61,19 @@ class _Asked:
 
 def _told(asked: Sequence[_Asked]) -> list[dict[str, Any]]:
     """A row of the history for each place, and one of all places together; none where nothing was asked."""
-    if not asked:
-        return []
-    rows, alone = list[dict[str, Any]](), torch.stack([chances(place.walked.margins) for place in asked])
-    for place, chance in zip(asked, alone, strict=True):
-        outliers = torch.stack([t_values(margins) for margins in place.walked.margins]).amax(0)
+    rows, logs = list[dict[str, Any]](), list[Tensor]()
+    for place in asked:
+        margins = place.walked.margins
+        outliers = torch.stack([t_values(part) for part in margins]).amax(0)
+        logs.append(log_p_values(outliers, len(margins)))
+        suspect, chance = joint(logs[-1][None])
         told = {"stage": "ask", "place": place.place or "image", "length": place.walked.length}
-        told |= {"suspect": int(outliers.argmax()), "outlier": float(outliers.max())}
-        rows.append(told | {"chance": min(1.0, float(chance.min()) * len(chance))})
-    together = joint(alone)
-    suspect = int(together.argmin())
-    most = rows[int(alone[:, suspect].argmin())]["place"]
-    return [*rows, {"stage": "judge", "suspect": suspect, "place": most, "chance": float(together[suspect])}]
+        rows.append({**told, "suspect": suspect, "outlier": float(outliers.max()), "chance": chance})
+    if not rows:
+        return []
+    suspect, chance = joint(torch.stack(logs))
+    most = min(range(len(rows)), key=lambda k: float(logs[k][suspect]))
+    return [*rows, {"stage": "judge", "suspect": suspect, "place": rows[most]["place"], "chance": chance}]
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ class ShiftUnlearning:
        is judged by images that it was not found on. What counts is the margin of the class's logit, as a mean over the
        harder half of the images. At each place a t-test tells how far a class is an outlier among the others; what the
        places say of a class is joined by Fisher's method. The class that stands out most is suspected, where this would
-       happen by chance with a probability below `level`, corrected for the number of classes and parts. With two
-       classes nobody stands out, with three hardly ever. Where all clean images are of one class nothing is asked: a
-       class is judged by the images of others.
+       happen by chance with a probability of at most `level`, corrected for the number of classes and parts. With two
+       classes nobody stands out, with three only where t is very large. Where all clean images are of one class nothing
+       is asked: a class is judged by the images of others.
     3. *Unlearn*: the last stage alone is tuned, so that images that a shift towards the suspect moves, in their pixels
        or in the maps below that stage, get the answers that the model gave to them unmoved, and blends of two images'
        maps the answers that it gave to those. Batch norms keep their statistics.
@@ -99,7 +100,9 @@ class ShiftUnlearning:
         pruned: names, or beginnings of names, of the convolutions that may be pruned; none is everything.
         places: modules whose output is shifted, from below to above; "" is the image. Everything must flow through
             them, and what lies above the last one is tuned.
-        level: probability that a class is suspected by chance, in (0, 1), were no class easier than others by nature.
+        level: highest probability, in (0, 1], of some class standing out so far by chance, were the places independent
+            and no class easier than others by nature. Neither holds exactly: it is a threshold, not a rate of errors.
+            With 1 the class that stands out most is always suspected.
         few: images, 0 or more. With so many or more, shifts are found on either half and judged by the other. Fewer
             are joined by a cropped and flipped copy of each, and dealt into `few` // n parts, at least two: shifts are
             found on all parts but one and judged by that one.
@@ -146,10 +149,10 @@ class ShiftUnlearning:
         counts = min(self.paces - 1, self.shifts, self.batch_size) >= 1 and min(self.steps, self.copies, self.few) >= 0
         finite = all(0 < value < math.inf for value in (self.lr, self.temperature, self.reach))
         weights = 0 <= self.weight < math.inf
-        if not (counts and finite and weights and 0 < self.level < 1):
+        if not (counts and finite and weights and 0 < self.level <= 1):
             raise ValueError(
                 "paces >= 2, shifts and batch_size >= 1, steps, copies, few and weight >= 0, lr, temperature and "
-                f"reach > 0 and level in (0, 1) are needed, got {self}"
+                f"reach > 0 and level in (0, 1] are needed, got {self}"
             )
         if not self.places:
             raise ValueError('`places` must name a module or more; "" is the image')
@@ -165,7 +168,7 @@ class ShiftUnlearning:
             history has one row a place: stage "ask", place ("image" is the input), length (of the way; root mean
             square over the maps' positions, in standard deviations), suspect (the class that stands out most there),
             outlier (its largest t value at the judged lengths), chance (that some class stands out so far there); then
-            one row of all places together: stage "judge", suspect, place (where it stands out most), chance (below
+            one row of all places together: stage "judge", suspect, place (where it stands out most), chance (up to
             `level` it counts); then, where something is unlearned, one row a step: stage "unlearn", suspect, step,
             loss.
 
@@ -195,7 +198,7 @@ class ShiftUnlearning:
         several = bool((clean.labels != clean.labels[0]).any())
         asked = [self._ask(before, place, clean, logits.shape[1]) for place in self.places if several]
         history, scores = _told(asked), self.prune.scores(parts)
-        if not self.steps or not history or not history[-1]["chance"] < self.level:
+        if not self.steps or not history or history[-1]["chance"] > self.level:
             return Repair(twin, mask, scores, history)
         untuned = copy.deepcopy(twin)
         history += self._unlearn(before, twin, mask, clean, asked, history[-1]["suspect"])
@@ -214,7 +217,10 @@ class ShiftUnlearning:
             return Searched(top, maps[both], seen.labels[both], scale, every, _highest(place))
 
         dealt = [(searched(found), searched(held)) for found, held in folds(count, self.few, self.seed, maps.device)]
-        return _Asked(place, scale, walk(dealt, self.paces, self.judged))
+        walked = walk(dealt, self.paces, self.judged)
+        if not bool(torch.isfinite(walked.margins).all()):
+            raise DivergedError(f"shifted images get answers that hold nan or inf ({place or 'the image'} was shifted)")
+        return _Asked(place, scale, walked)
 
     def _forced(self, twin: nn.Module, more: Images, count: int, asked: _Asked, suspect: int, seed: int) -> Tensor:
         """What reaches the last place when the images are shifted at one: each image twice, `[2n, c, h, w]`."""

@@ -62,35 +62,36 @@ def t_values(values: Tensor) -> Tensor:
     return found.where((centred - others).abs() > rounding, 0.0).to(values.dtype)
 
 
-def chances(margins: Tensor) -> Tensor:
-    """How likely it is that a class stands out so far by chance: the p-value of its largest t, see `t_values`.
+def log_p_values(outliers: Tensor, parts: int) -> Tensor:
+    """How likely each class would be so far above the others by chance.
 
     Args:
-        margins: `[judged, k]`, each class's margin on some parts of its way.
+        outliers: `[k]`, each class's largest t of so many parts, see `t_values`.
+        parts: at which the classes were compared.
 
     Returns:
-        `[k]`, float64 on the CPU: one-sided, corrected for the number of parts (Bonferroni), at most 1.
+        `[k]`, float64 on the CPU: logarithm of the one-sided p-value, corrected for the parts (Bonferroni), at most 0.
     """
-    largest = torch.stack([t_values(part) for part in margins]).amax(0)
-    freedom = max(margins.shape[1] - 2, 1)
-    found = torch.from_numpy(student_t.sf(largest.double().cpu().numpy(), freedom))
-    return (found * len(margins)).clamp_max(1)
+    freedom = max(len(outliers) - 2, 1)
+    logs = torch.from_numpy(student_t.logsf(outliers.double().cpu().numpy(), freedom))
+    return (logs + math.log(parts)).clamp_max(0)
 
 
-def joint(places: Tensor) -> Tensor:
-    """Fisher's method: how likely it is that a class stands out so far at all places together by chance.
+def joint(logs: Tensor) -> tuple[int, float]:
+    """Fisher's method: the class that stands out most at all places together.
 
     Minus twice the sum of the p-values' logarithms follows the chi-squared distribution with two degrees of freedom a
     place, where the places are independent. (R. A. Fisher, Statistical Methods for Research Workers, 4th ed., 1932.)
 
     Args:
-        places: `[places, k]`, p-values, see `chances`.
+        logs: `[places, k]`, see `log_p_values`.
 
     Returns:
-        `[k]`, corrected for the number of classes (Bonferroni), at most 1.
+        The class, and how likely some class would stand out so far by chance (Bonferroni over the classes, at most 1).
     """
-    evidence = -2 * places.clamp_min(1e-300).log().sum(0)
-    return (torch.from_numpy(chi2.sf(evidence.numpy(), 2 * len(places))) * places.shape[1]).clamp_max(1)
+    places, classes = logs.shape
+    evidence = -2 * logs.sum(0)
+    return int(evidence.argmax()), min(1.0, classes * float(chi2.sf(float(evidence.max()), 2 * places)))
 
 
 def crossing(margins: Sequence[float]) -> float:

@@ -149,7 +149,7 @@ def bench_defences(_repeats: int, device: torch.device) -> str:
     defences: dict[str, Defence] = {
         "suspiciousness": Suspiciousness(),
         "its pruning alone": Suspiciousness(fine_tune=None),
-        "shift unlearning": ShiftUnlearning(level=0.999),  # a class is suspected and unlearned, whatever stands out
+        "shift unlearning": ShiftUnlearning(level=1.0),  # a class is suspected and unlearned, whatever stands out
         "CLP": SpectralNorm(),
         "fine-tuning": FineTuning(),
         "fine-pruning": FinePruning(),

@@ -109,12 +109,13 @@ def test_a_suspected_class_is_named() -> None:
     assert suspected([], classes) == suspected(asked, classes) == suspected([{"epoch": 1}], classes) == []
     (sure,) = suspected([*asked, {"stage": "unlearn", "suspect": 1, "step": 1}], classes)
     assert sure == (
-        "The class car stood out: one shift of the maps at layer1 sends other images to it too easily. Shifts "
-        "towards it were unlearned."
+        "The class car stood out: one shift of the maps at layer1 sends other images to it too easily. Were no class "
+        "easier than others by nature, this would happen by chance in 1.0 % of clean models. Shifts towards it were "
+        "unlearned."
     )
     others = RNP(unlearn_epochs=1, recover_epochs=1)(plain(), pictures(16)).history
     assert any(row["stage"] == "unlearn" for row in others), "RNP unlearns, and suspects no class"
     assert suspected(others, classes) == []
-    judged["place"] = "image"
+    judged |= {"place": "image", "chance": 1e-7}
     (sure,) = suspected([*asked, {"stage": "unlearn", "suspect": 1, "step": 1}], classes)
-    assert "one shift of the image sends" in sure
+    assert "one shift of the image sends" in sure and "under 0.1 %" in sure

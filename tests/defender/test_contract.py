@@ -88,7 +88,7 @@ ANP_3 = ANP(iterations=3, lr=10, batch_size=4, validation=ANY)
 AWM_1, AWM_FEW = AWM(rounds=1, passes=1, batch_size=4), replace(AWM.few(), rounds=1, passes=1)
 LMR_2, NFT_2 = LMR(ascent_epochs=1, epochs=2, final_epochs=1, batch_size=4), NFT(epochs=2, batch_size=4)
 SHIFT = ShiftUnlearning(
-    replace(SCORE, fine_tune=None), (), ("bn1",), level=0.99, shifts=1, steps=3, batch_size=4, copies=1
+    replace(SCORE, fine_tune=None), (), ("bn1",), level=1.0, shifts=1, steps=3, batch_size=4, copies=1
 )
 """At this level some class always stands out."""
 NAD_1 = NAD(EPOCH, EPOCH, betas=(5.0,), layers=("conv1",))

@@ -12,8 +12,10 @@ from tiny import CLASSES, bits, pictures, plain, same_bits
 from torch import Tensor, nn
 
 from nbtools.defender import ShiftUnlearning, Suspiciousness
+from nbtools.defender.shift_unlearning import _Asked, _told
 from nbtools.defender.shifts import Searched, Walked, walk
 from nbtools.networks.architectures import Normalise
+from nbtools.networks.training import DivergedError
 
 
 class Shortcut(nn.Module):
@@ -84,7 +86,7 @@ def test_where_no_class_stands_out_the_model_is_only_pruned() -> None:
 @pytest.mark.parametrize(("places", "tuned"), [(("", "bn1"), ("conv2", "bn2", "fc")), (("", "bn2"), ("fc",))])
 def test_only_what_lies_above_the_last_place_is_tuned(places: tuple[str, ...], tuned: tuple[str, ...]) -> None:
     model = plain()
-    made = replace(BARELY, places=places, level=0.999)(model, pictures(12))
+    made = replace(BARELY, places=places, level=1.0)(model, pictures(12))
     changed = {name for name, value in bits(made.model).items() if not torch.equal(value, bits(model)[name])}
     assert changed and all(name.startswith(tuned) for name in changed)
     assert not any("running" in name or "num_batches" in name for name in changed)
@@ -96,33 +98,56 @@ def test_chances_count_classes_and_parts_and_join_the_places() -> None:
     one = replace(BARELY, steps=0)(plain(), clean).history
     two = replace(BARELY, steps=0, places=("", "bn1", "bn2"))(plain(), clean).history
     assert one[0]["chance"] == pytest.approx(min(1, 4 * 2 * float(stats.t.sf(one[0]["outlier"], 2))))
-    assert [row.get("place") for row in two] == ["image", "bn1", "bn2", two[-1]["place"]]
+    assert [row["stage"] for row in two] == ["ask"] * 3 + ["judge"]
+    assert [row["place"] for row in two[:3]] == ["image", "bn1", "bn2"]
     for row in ("suspect", "outlier", "chance"):
         assert two[1][row] == pytest.approx(one[0][row])
-    assert [row["stage"] for row in two] == ["ask"] * 3 + ["judge"]
+
+
+def standing_out(by: float, class_: int = 9) -> Walked:
+    """A class whose margin is so far above those of nine others, which differ by 0.13 as a standard deviation."""
+    margins = torch.tensor([0.0, 0.1, 0.2, -0.1, -0.2, 0.0, 0.1, -0.1, 0.0, by]).roll(class_ - 9)
+    return Walked(1.0, torch.ones(10), margins[None])
+
+
+def asked(*walks: Walked) -> list[_Asked]:
+    return [
+        _Asked(place, torch.ones(1), walked) for place, walked in zip(("", "layer2", "layer3"), walks, strict=False)
+    ]
 
 
 def test_places_that_agree_count_for_more_than_one() -> None:
-    """The same margins at two places: neither is enough, both are."""
-    from nbtools.defender.shift_unlearning import _Asked, _told
-
-    margins = torch.tensor([[0.0, 0.1, 0.2, -0.1, -0.2, 0.0, 0.1, -0.1, 0.05, 0.85]])
-    asked = [_Asked(place, torch.ones(1), Walked(1.0, torch.ones(10), margins)) for place in ("", "layer3")]
-    alone, both = _told(asked[:1]), _told(asked)
-    assert alone[-1]["suspect"] == both[-1]["suspect"] == 9
-    assert both[-1]["chance"] < alone[-1]["chance"] / 10
-    assert both[0]["chance"] == pytest.approx(alone[-1]["chance"])
-    other = Walked(1.0, torch.ones(10), margins.roll(5, 1))  # the places name two classes
-    torn = _told([asked[0], _Asked("layer3", torch.ones(1), other)])
-    assert torn[-1]["chance"] > both[-1]["chance"] * 10
+    """The same margins at two places: neither is enough, both are; two classes are not."""
+    (_, alone), (_, _, both) = _told(asked(standing_out(0.46))), _told(asked(standing_out(0.46), standing_out(0.46)))
+    assert alone["suspect"] == both["suspect"] == 9 and both["chance"] < ShiftUnlearning().level < alone["chance"]
+    torn = _told(asked(standing_out(0.46), standing_out(0.46, 4)))
+    assert torn[-1]["chance"] > ShiftUnlearning().level
     assert _told([]) == []
+
+
+def test_the_judge_names_the_class_and_the_place_where_it_stands_out_most() -> None:
+    for first, second, place in ((0.5, 0.7, "layer2"), (0.7, 0.5, "image")):
+        judged = _told(asked(standing_out(first), standing_out(second)))[-1]
+        assert (judged["stage"], judged["suspect"], judged["place"]) == ("judge", 9, place)
+    halves = Walked(1.0, torch.ones(10), torch.tensor([[0.0] * 5 + [1.0] * 4 + [1.01]]))
+    weak = _told(asked(halves))[-1]
+    assert weak["suspect"] == 9 and weak["chance"] == 1, "a class is named even where chance alone would do it"
+    sure = _told(asked(standing_out(1e4, 3), standing_out(1e4, 3)))[-1]
+    assert sure["suspect"] == 3 and sure["chance"] < 1e-9
+
+
+def test_shifted_images_without_a_finite_answer_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = standing_out(math.nan)
+    monkeypatch.setattr("nbtools.defender.shift_unlearning.walk", lambda *_: broken)
+    with pytest.raises(DivergedError, match=r"answers that hold nan or inf \(bn1 was shifted\)"):
+        BARELY(plain(), pictures(12))
 
 
 def test_where_all_images_are_of_one_class_nobody_is_asked_for() -> None:
     """No image would judge that class: its margin of nothing would stand out."""
     clean = pictures(12)
     for images in (clean.subset(clean.labels == clean.labels[0]), pictures(1)):
-        made = replace(BARELY, level=0.999)(plain(), images)
+        made = replace(BARELY, level=1.0)(plain(), images)
         assert made.history == [] and made.untuned is None
 
 
@@ -141,7 +166,7 @@ def test_pruning_stays_where_it_was_allowed() -> None:
 
 
 def test_a_pruned_filter_above_the_last_place_stays_silent() -> None:
-    made = replace(BARELY, prune=Suspiciousness(mu=0.5, fine_tune=None), level=0.999)(plain(), pictures(12))
+    made = replace(BARELY, prune=Suspiciousness(mu=0.5, fine_tune=None), level=1.0)(plain(), pictures(12))
     gone = made.mask.pruned["conv2"]
     assert made.tuned_steps and gone.any() and not made.model.get_parameter("bn2.weight")[gone].any()
 
@@ -151,7 +176,7 @@ def test_a_pruned_filter_above_the_last_place_stays_silent() -> None:
     [
         ({"paces": 1}, "paces >= 2"),
         ({"weight": -1.0}, "copies, few and weight >= 0"),
-        ({"level": 0.0}, r"level in \(0, 1\)"),
+        ({"level": 0.0}, r"level in \(0, 1\]"),
         ({"reach": math.nan}, "temperature and reach > 0"),
         ({"few": -1}, "copies, few and weight >= 0"),
         ({"judged": (0.0,)}, "`judged` must hold parts of the way"),
@@ -171,7 +196,7 @@ def test_a_place_that_is_none_is_refused_before_any_work() -> None:
 
 def test_what_is_lost_before_the_first_step() -> None:
     """The model answers blends as itself, and the answers to shifted maps count as heavily as asked for."""
-    base, clean = replace(BARELY, level=0.999, steps=1, weight=0.0), pictures(40)
+    base, clean = replace(BARELY, level=1.0, steps=1, weight=0.0), pictures(40)
 
     def first(**changes: float) -> float:
         return replace(base, **changes)(Shortcut(1), clean).history[-1]["loss"]
@@ -219,6 +244,6 @@ def test_the_steps_fall_to_zero_and_every_shift_is_used(shifts: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("torch.optim.Adam", Noting)
         patch.setattr("torch.randint", draw)
-        replace(BARELY, level=0.999, steps=4, shifts=shifts, lr=1.6)(Shortcut(1), pictures(40))
+        replace(BARELY, level=1.0, steps=4, shifts=shifts, lr=1.6)(Shortcut(1), pictures(40))
     assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])
     assert picked == set(range(shifts))

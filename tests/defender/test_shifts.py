@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from nbtools.defender.shifts import (
     Searched,
-    chances,
     crossing,
     folds,
     halves,
     harder,
     joint,
+    log_p_values,
     margins_towards,
     shift,
     shifted,
@@ -54,25 +54,24 @@ def test_t_values_are_those_of_one_value_against_a_sample() -> None:
     torch.testing.assert_close(t_values(near - 20), t_values((near - 20).double()).float(), rtol=1e-4, atol=1e-4)
 
 
-def test_chances_are_the_p_values_of_one_sided_tests() -> None:
-    margins = drawn(3, 10).double()
-    for number, found in enumerate(chances(margins).tolist()):
-        each = list[float]()
-        for row in margins.tolist():
-            others = [v for k, v in enumerate(row) if k != number]
-            expected: Any = stats.ttest_ind([row[number]], others, equal_var=True, alternative="greater")
-            each.append(float(expected.pvalue))
-        assert found == pytest.approx(min(1, 3 * min(each)), rel=1e-6)
-    assert chances(torch.tensor([[1.0, 5.0]])).tolist() == [0.5] * 2, "of two classes none stands out"
+def test_p_values_are_those_of_one_sided_tests() -> None:
+    values = drawn(10).double()
+    for number, found in enumerate(log_p_values(t_values(values), 3).exp().tolist()):
+        others = [v for k, v in enumerate(values.tolist()) if k != number]
+        expected: Any = stats.ttest_ind([values[number].item()], others, equal_var=True, alternative="greater")
+        assert found == pytest.approx(min(1, 3 * float(expected.pvalue)), rel=1e-6)
+    assert log_p_values(t_values(torch.tensor([1.0, 5.0])), 2).tolist() == [0, 0], "of two classes none stands out"
 
 
 def test_places_are_joined_by_fishers_method() -> None:
     alone = torch.rand(3, 10, generator=torch.Generator().manual_seed(0)).double().pow(3)
-    for column, found in zip(alone.T.tolist(), joint(alone).tolist(), strict=True):
-        expected: Any = stats.combine_pvalues(column, "fisher")
-        assert found == pytest.approx(min(1, 10 * float(expected.pvalue)))
-    torch.testing.assert_close(joint(alone[:1]), (10 * alone[0]).clamp_max(1))  # one place is a correction alone
-    assert joint(torch.zeros(2, 4).double()).tolist() == [0] * 4
+    each: list[Any] = [stats.combine_pvalues(column, "fisher") for column in alone.T.tolist()]
+    together = [10 * float(one.pvalue) for one in each]
+    suspect, chance = joint(alone.log())
+    assert together[suspect] == min(together) and chance == pytest.approx(min(1, min(together)))
+    suspect, chance = joint(alone[:1].log())  # of one place it is a correction alone
+    assert suspect == int(alone[0].argmin()) and chance == pytest.approx(min(1, 10 * float(alone[0].min())))
+    assert joint(torch.tensor([[-900.0, -1000.0], [-900.0, -1000.0]]).double()) == (1, 0), "no p-value is too small"
 
 
 def test_where_a_margin_is_reached() -> None:
