@@ -22,7 +22,7 @@
 # | who | knows here | does |
 # |---|---|---|
 # | attacker | training set | poisons one model for each attack |
-# | defender | the model and clean images with their labels | repairs it, fifteen ways; chooses by held-back clean images |
+# | defender | the model and clean images with their labels | repairs it in fifteen ways; chooses by held-back images |
 # | evaluator | test set and triggers | reports ACC, ASR, RA and DER; in section 6 it also *chooses*, as a warning |
 
 # %% tags=["parameters"]

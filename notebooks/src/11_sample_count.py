@@ -307,8 +307,8 @@ by_images.map(lambda mean: "" if pd.isna(mean) else f"{mean:.1f}")
 # %% [markdown]
 # So at full width the score's first claim holds for three of four attacks: with ten images in all (two draws) more than
 # half of the ASR goes, but not of Blended. Shift unlearning removes Blended as well, with ten images in eleven of
-# twelve rows; in the twelfth, one draw of WaNet, it suspects nobody and leaves 97 %. (Its rows with ten images are of an
-# earlier rule for who is suspected, see `data/README.md`.)
+# twelve rows; in the twelfth, one draw of WaNet, it suspects nobody and leaves 97 %. (Most of its rows with ten images
+# are of an earlier rule for who is suspected, see `data/README.md`.)
 #
 # The second claim holds for all that were timed there: with a hundred images, on two cores, the whole takes 10 s, where
 # RNP takes 45 in the same run, and in another MNP takes 61, NAD 66 and AWM some 450. (CLP was not timed; nor was a GPU

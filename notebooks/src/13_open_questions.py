@@ -542,8 +542,8 @@ table.join(suspects.agg(lambda classes: " and ".join(dict.fromkeys(classes))).re
 # Where a shift is found, it is that of the target, and what is left is a few percent; on the clean networks nobody is
 # suspected. The two backdoored networks of seed 7, which are wholly new, have a patch and a warp; for blends only
 # networks of seeds 5 and 6 speak. **It fails on SIG**, where only images of the target class carry the trigger: with
-# seed 0 the gentle pruning alone had removed it; here it does not, no class stands out, and 91 % stay. The score removes
-# less than on the networks where its settings were found, and it costs more.
+# seed 0 the gentle pruning alone had removed it; here it does not, no class stands out, and 91 % stay. The score
+# removes less than on the networks where its settings were found, and it costs more.
 #
 # Why SIG? The evaluator, who holds the trigger, can see it: its stripes are no short cut. Half of the stripes is as
 # long, as a change of the image, as the way to the middle class (0.38 standard deviations; the way is 0.39 and 0.35 in
