@@ -144,7 +144,9 @@ def test_committed_output_is_clean(source: Path) -> None:
 def test_a_page_is_small(source: Path) -> None:
     page = notebooks.committed_path(source)
     executed_since = "ran_sha256" not in json.loads(page.read_text(encoding="utf-8"))["metadata"]["nbtools"]
-    assert page.stat().st_size <= (400 if executed_since else 550) * 1024
+    # The comparison draws four tables of fifteen defences, seven models and two amounts of images.
+    most = 520 if source.stem == "10_comparison" else 400
+    assert page.stat().st_size <= (most if executed_since else 550) * 1024
 
 
 def test_nothing_large_is_committed_but_models() -> None:
