@@ -157,6 +157,41 @@ plots.show(
 # A threshold in standard deviations always finds somebody who stands out: the defence does not *detect* a backdoor, it
 # removes what would carry one. What that costs a clean model is part of its price.
 #
+# And a riddle: section 2 says that over a whole layer the order by score has little to do with what the trigger moves.
+# How can pruning by it remove a backdoor? The evaluator, who holds the trigger, can prune the crosses in two parts.
+#
+# > **Predict first.** Which crosses do the work: those that the trigger moves, or the others?
+
+# %%
+from nbtools.defender.pruning import Mask, pruned_copy
+
+loud = {name: change >= change.quantile(0.75) for name, change in truth.items()}  # a quarter of each layer, by TAC
+moved = {name: crosses & loud[name] for name, crosses in mask.pruned.items()}
+others_alone = {name: crosses & ~loud[name] for name, crosses in mask.pruned.items()}
+loudest = {name: torch.zeros_like(crosses) for name, crosses in mask.pruned.items()}
+for name, crosses in mask.pruned.items():
+    loudest[name][truth[name].topk(int(crosses.sum())).indices] = True
+riddle = {"nothing": poisoned.before_at_a_glance.row() | {"pruned": 0}}
+for who, pruned in {
+    "all crosses": mask.pruned,
+    "the crosses that the trigger moves": moved,
+    "the other crosses": others_alone,
+    "as many filters, those that the trigger moves most": loudest,
+}.items():
+    part = Mask(pruned)
+    riddle[who] = poisoned.glance(pruned_copy(poisoned.model, part)).row() | {"pruned": part.count}
+share = riddle["the crosses that the trigger moves"]["pruned"] / mask.count
+print(f"{share:.0%} of the crosses are among the quarter that the trigger moves most; by chance it would be 25 %")
+pd.DataFrame(riddle).T.rename_axis("pruned are").astype({"pruned": int}).round(1)
+
+# %% [markdown]
+# Compare the third and the fourth line. The crosses that the trigger moves do nearly all of the work, and they cost
+# next to nothing; the others remove next to nothing. So the score need not put a whole layer in order. It is enough
+# that some of the trigger's filters stand above the threshold; of the filters below it the order does not matter, and
+# that order is most of what the rank correlation measures. Nor is TAC what a defender should wish for. The last line
+# prunes as many filters by TAC itself: the trigger also moves filters that the clean images need, and those the score
+# spares.
+#
 # How far does the result depend on `mu`, and on *which* clean images the defender happens to own?
 
 # %%
@@ -319,7 +354,7 @@ plots.show(
 # %%
 import torch_pruning
 
-from nbtools.defender.pruning import pruned_copy, remove
+from nbtools.defender.pruning import remove
 
 example = clean.floats()[:2]
 smaller = remove(repair.model, repair.mask, example)
