@@ -158,7 +158,7 @@ def test_lmr_changes_the_head_alone_and_some_weights_of_the_suspect_stay_zero() 
     assert [row["stage"] for row in repair.history] == ["suspect", *["repel"] * 3, *["tune"] * 2]
     logits = repair.model(CLEAN.floats())
     assert float(logits[CLEAN.labels != suspect, suspect].detach().mean()) < float(
-        model(CLEAN.floats())[CLEAN.labels != suspect, suspect].mean()
+        model(CLEAN.floats())[CLEAN.labels != suspect, suspect].detach().mean()
     )
 
 
