@@ -190,11 +190,11 @@ def suspected(history: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> l
     judged = [row for row in history if row.get("stage") == "judge"]
     if not judged or not any(row.get("stage") == "unlearn" for row in history):  # RNP unlearns, but suspects no class
         return []
-    told, suspect = judged[0], judged[0]["suspect"]
+    (told,) = judged
     where = "the image" if told["place"] == "image" else f"the maps at {told['place']}"
     rough = "under 0.1" if told["chance"] < 1e-3 else f"{100 * told['chance']:.1f}"
     return [
-        f"The class {classes[suspect]} stood out: one shift of {where} sends other images to it too easily. "
+        f"The class {classes[told['suspect']]} stood out: one shift of {where} sends other images to it too easily. "
         f"Were no class easier than others by nature, this would happen by chance in {rough} % of clean models. "
         "Shifts towards it were unlearned."
     ]

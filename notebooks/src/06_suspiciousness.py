@@ -629,6 +629,9 @@ fall = {"quick": 50, "laptop": 80, "paper": 80}[run.profile.name]
 ten_a_class = after[after.images == a_class]
 assert (before.asr.mean() - ten_a_class.asr.mean()) >= fall, "the backdoor survived the repair"
 assert before.acc.mean() - ten_a_class.acc.mean() <= 5, "the repair cost more than five points"
+left = {who: row["asr"] for who, row in riddle.items()}
+assert left["the crosses that the trigger moves"] <= left["all crosses"] + 10, "other crosses do the work as well"
+assert left["the other crosses"] >= left["nothing"] - 10, "crosses that the trigger hardly moves carry the backdoor"
 assert gap < 1e-4 and sizes[1][1] < sizes[0][1], "physical removal changed the outputs or removed nothing"
 at_the_end = comeback[comeback.step == comeback.step.max()].pivot(index="model", columns="recipe", values="asr")
 rise = at_the_end["only BN statistics move"] / comeback[comeback.step == 0].groupby("model").asr.first()
