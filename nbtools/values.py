@@ -8,6 +8,7 @@ import math
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
@@ -162,6 +163,7 @@ class Range:
         least, most: the ends, both allowed.
         above: whether `least` itself is not.
         also: a number outside that is allowed as well, since it stands for something else.
+        whole: whether it counts something.
     """
 
     said: str
@@ -169,6 +171,12 @@ class Range:
     most: float = math.inf
     above: bool = False
     also: float | None = None
+    whole: bool = False
+
+    def is_number(self, value: Any) -> bool:
+        """Whether a value is a number of this kind; a bool is none."""
+        kind = Integral if self.whole else Real
+        return isinstance(value, kind) and not isinstance(value, bool)
 
     def holds(self, number: Any) -> bool:
         """Whether a number is allowed."""

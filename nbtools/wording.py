@@ -5,6 +5,28 @@ import re
 from collections.abc import Iterable
 
 
+class Plain(Exception):
+    """Mixed into an error whose message is meant for a reader: sentences, given one by one.
+
+    A notebook shows them instead of a traceback, each on a line of its own; as text they are one paragraph.
+    """
+
+    def __init__(self, *sentences: str) -> None:
+        super().__init__(" ".join(sentences))
+        self.sentences = sentences
+
+    def __reduce__(self) -> tuple[type, tuple[str, ...]]:  # it comes from worker processes as well
+        return type(self), self.sentences
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks for it
+        first, *rest = self.sentences
+        return [f"{type(self).__name__}: {first}", *(f"- {sentence}" for sentence in rest)]
+
+
+class WrongParameter(Plain, ValueError):
+    """A parameter of a notebook is not what it may be; nothing was computed yet."""
+
+
 def duration(seconds: float) -> str:
     """Return seconds as a reader says them: "8.2 s", "3 min 05 s", "2 h 10 min"."""
     if seconds < 59.95:

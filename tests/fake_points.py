@@ -18,6 +18,7 @@ class Sum:
     log: str
     does: str = ""
     model: None = None
+    dataset: str = ""
 
     @property
     def id(self) -> str:

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "wording": set(),
     "settings": set(),
     "values": set(),
-    "data": {"settings"},
+    "data": {"settings", "wording"},
     "networks": {"data", "settings"},
     # The three parties do not see each other's cards; only the evaluator holds the trigger as well.
     "attacker": {"networks", "data", "settings", "values", "wording"},

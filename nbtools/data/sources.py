@@ -13,9 +13,18 @@ import numpy as np
 import torch
 
 from nbtools.data.images import Images
-from nbtools.data.splits import MIXED, Splits, in_three
-from nbtools.settings import CIFAR10, data_places
+from nbtools.data.places import PUBLISHED, found, not_found
+from nbtools.data.splits import MIXED, TRACKS, Splits, in_three
+from nbtools.settings import data_places
 
+_SPEEDS = ("20 km/h", "30 km/h", "50 km/h", "60 km/h", "70 km/h", "80 km/h", "end of 80", "100 km/h", "120 km/h")
+_ORDERS = ("no passing", "no passing, trucks", "right of way", "priority road", "yield", "stop", "no vehicles")
+_ORDERS += ("no trucks", "no entry")
+_DANGERS = ("caution", "curve left", "curve right", "double curve", "bumpy road", "slippery road", "road narrows")
+_DANGERS += ("road work", "traffic lights", "pedestrians", "children", "bicycles", "ice or snow", "wild animals")
+_WAYS = ("end of all limits", "turn right", "turn left", "ahead only", "ahead or right", "ahead or left", "keep right")
+_WAYS += ("keep left", "roundabout", "end of no passing", "end of no passing, trucks")
+GTSRB_CLASSES = (*_SPEEDS, *_ORDERS, *_DANGERS, *_WAYS)
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -27,12 +36,14 @@ class Half(NamedTuple):
         labels: `[n]`.
         classes: their names.
         notes: what reading changed, see `nbtools.data.splits.Splits`.
+        tracks: `[n]`, the same number for images of the same object; None where each shows another one.
     """
 
     pixels: Any
     labels: Any
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    tracks: Any = None
 
 
 HALVES = ("train", "test")
@@ -68,14 +79,11 @@ def _gtsrb(root: str, train: bool, download: bool) -> Half:
     pixels = np.stack([np.asarray(picture.convert("RGB").resize((32, 32))) for picture in pictures])
     other = sum(picture.size != (32, 32) for picture in pictures)
     notes = (f"{other:,} of {len(pixels):,} images had another size and were resized to 32x32.",) if other else ()
-    return Half(pixels, labels, tuple(f"{number:02d}" for number in range(43)), notes)
-
-
-class DataNotFound(FileNotFoundError):
-    """A data set is not on this machine; the message says what to type. A notebook shows it without a traceback."""
-
-    def _render_traceback_(self) -> list[str]:  # IPython asks for it
-        return [f"{type(self).__name__}: {self}"]
+    # CLASS/TRACK_FRAME.ppm: the frames of a track show one sign from a car that comes nearer. torchvision keeps the
+    # paths to itself. The images to test with carry a number only, and each shows another sign.
+    names = [Path(path) for path, _ in half._samples] if train else []
+    _, tracks = np.unique([f"{name.parent.name}/{name.stem.split('_')[0]}" for name in names], return_inverse=True)
+    return Half(pixels, labels, GTSRB_CLASSES, notes, tracks if train else None)
 
 
 @dataclass(frozen=True)
@@ -83,34 +91,40 @@ class Source:
     """A published data set.
 
     Args:
-        name: its name in `nbtools.data.datasets.DATASETS`.
-        title: as people write it.
+        name: its name in `nbtools.data.datasets.DATASETS` and in `nbtools.data.places.PUBLISHED`.
         classes: how many.
-        marker: the file or folder that it is found by.
         read: root, which half, and whether to download, to that half.
         mixed: whether it is published in random order, so that its first images hold every class; one that is sorted
             is brought into `nbtools.data.splits.mixed_order`.
     """
 
     name: str
-    title: str
     classes: int
-    marker: str
     read: Callable[[str, bool, bool], Half]
     mixed: bool = True
 
+    @property
+    def title(self) -> str:
+        """As people write it."""
+        return PUBLISHED[self.name][0]
+
+    @property
+    def marker(self) -> str:
+        """The file or folder that it is found by."""
+        return PUBLISHED[self.name][1]
+
     def found(self, data: Path | None = None) -> Path | None:
         """The first of `nbtools.settings.data_places` that holds `marker`, else None."""
-        return next((place for place in data_places(data) if (place / self.marker).exists()), None)
+        return found(self.name, data)
 
 
 SOURCES = {
     source.name: source
     for source in (
-        Source("cifar10", "CIFAR-10", 10, CIFAR10, _cifar10),
-        Source("cifar100", "CIFAR-100", 100, "cifar-100-python", _cifar100),
-        Source("svhn", "SVHN", 10, "train_32x32.mat", _svhn),
-        Source("gtsrb", "GTSRB", 43, "gtsrb", _gtsrb, mixed=False),
+        Source("cifar10", 10, _cifar10),
+        Source("cifar100", 100, _cifar100),
+        Source("svhn", 10, _svhn),
+        Source("gtsrb", 43, _gtsrb, mixed=False),
     )
 }
 
@@ -146,14 +160,7 @@ def load(
         raise ValueError(f"each part needs at least one image, got train={train}, reserved={reserved}, test={test}")
     root = source.found(data)
     if root is None and not download:
-        looked = ", ".join(str(place) for place in data_places(data))
-        download_it = f"from nbtools.data import datasets; datasets.load('{source.name}', download=True)"
-        raise DataNotFound(
-            f'{source.title} is not here. To go on without it: profile = "quick" in the parameters cell, or --profile '
-            f'quick on the command line. To download it: python -c "{download_it}". Where it lies elsewhere: set '
-            f"NBTOOLS_DATA to the folder that holds {source.marker}, or give that folder with --data. Looked in: "
-            f"{looked}."
-        )
+        raise not_found(source.name, data)
     root = root or data_places(data)[0]
     try:
         halves = [source.read(str(root), which, download) for which in (True, False)]
@@ -169,9 +176,11 @@ def load(
             f"{source.title} in {root} is not complete: a file is missing, truncated or changed (its checksum differs)."
             f" Delete {root / source.marker} and get it again."
         ) from error
-    version, mix = ("", False) if source.mixed else (MIXED, True)
+    tracks = None if halves[0].tracks is None else torch.as_tensor(halves[0].tracks, dtype=torch.int64)
+    version = "" if source.mixed else MIXED if tracks is None else TRACKS
     notes = _both([half.notes for half in halves])
-    return in_three(source.name, learning, testing, train, reserved, test, version, mix=mix, notes=notes)
+    sizes = (train, reserved, test)
+    return in_three(source.name, learning, testing, *sizes, version, mix=not source.mixed, tracks=tracks, notes=notes)
 
 
 def _images(half: Half) -> Images:

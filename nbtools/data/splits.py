@@ -11,6 +11,8 @@ from nbtools.data.images import Images
 
 SEED = 20231117
 """The fixed permutation that sets the defender's images apart; no option changes it."""
+TRACKS = "tracks-1"
+"""Where whole tracks are set apart and the order is `mixed_order`, for `Splits.version`."""
 MIXED = "mixed-1"
 """The order that `mixed_order` makes, for `Splits.version`: the same images in another one train another model."""
 
@@ -69,6 +71,35 @@ def split_off(labels: Tensor, count: int, *, every_class: bool = False) -> tuple
     return grouped[~apart].sort().values, grouped[apart].sort().values
 
 
+def tracks_off(labels: Tensor, tracks: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Split by a fixed permutation of whole tracks: near duplicates of one image lie in one part. [ours]
+
+    Args:
+        labels: int64 `[n]`; the images of a track have one label.
+        tracks: int64 `[n]`, the track of each image; any numbers.
+        count: about how many indices the second part gets, at least 1: each class gives whole tracks until its share
+            is full, at least one, and keeps at least one. A class of one track keeps it.
+
+    Returns:
+        Two sorted, disjoint index tensors that together hold `0 .. n - 1`.
+
+    Raises:
+        ValueError: where a track has two labels.
+    """
+    _, number, sizes = tracks.unique(return_inverse=True, return_counts=True)
+    label = torch.zeros_like(sizes).scatter(0, number, labels)
+    if not torch.equal(label[number], labels):
+        raise ValueError("the images of a track have different labels; a track belongs to one class")
+    grouped, rank, of_class = _by_class(label)
+    size, own = sizes[grouped], label[grouped]
+    totals = torch.zeros(int(label.max()) + 1, dtype=torch.int64).scatter_add(0, label, sizes)
+    earlier = (totals.cumsum(0) - totals)[own]  # images of the classes before
+    before = size.cumsum(0) - size - earlier  # images of the tracks before, within the class
+    apart = torch.zeros(len(sizes), dtype=torch.bool)
+    apart[grouped] = (before < totals[own] * count / len(labels)) & (rank < of_class - 1)
+    return (~apart[number]).nonzero().flatten(), apart[number].nonzero().flatten()
+
+
 def mixed_order(labels: Tensor) -> Tensor:
     """A fixed order in which the first m images hold the classes in about their shares, for every m. [ours]
 
@@ -98,6 +129,7 @@ def in_three(
     version: str = "",
     *,
     mix: bool = False,
+    tracks: Tensor | None = None,
     notes: tuple[str, ...] = (),
 ) -> Splits:
     """Published halves as three parts: a tenth of the images to learn from, at most 5,000, is the defender's.
@@ -108,12 +140,16 @@ def in_three(
         train, reserved, test: at most so many images; fewer take the first.
         mix: for halves that are sorted, or in an order that nobody knows: bring each part into `mixed_order`, and
             give the defender at least one image of each class that has two.
+        tracks: int64 `[n]`, for images to learn from of which several show the same object: see `tracks_off`.
 
     Raises:
-        ValueError: where a part would have no image.
+        ValueError: where a part would have no image, or a track has two labels.
     """
     count = min(5_000, len(learning) // 10)
-    kept, apart = split_off(learning.labels, count, every_class=mix and count > 0)
+    if tracks is not None:
+        kept, apart = tracks_off(learning.labels, tracks, count)
+    else:
+        kept, apart = split_off(learning.labels, count, every_class=mix and count > 0)
     there = torch.arange(len(testing))
     if mix:
         kept, apart = (part[mixed_order(learning.labels[part])] for part in (kept, apart))
@@ -131,3 +167,15 @@ def in_three(
         if (missing := len(half.labels.unique()) - len(images.labels.unique()))
     ]
     return Splits(name, *parts, version=version, notes=(*notes, *lacking))
+
+
+def rare(pool: Images, usual: int = 10) -> tuple[str, ...]:
+    """A sentence where a class has too few images for the usual draw, so that it is known before a model is trained.
+
+    Args:
+        pool: the defender's images.
+        usual: clean images of each class.
+    """
+    number, label = pool.labels.cpu().bincount(minlength=pool.num_classes).min(dim=0)
+    told = f"the defender's images hold {number} of class {pool.classes[int(label)]!r}: no draw has more of each class"
+    return (told,) if number < usual else ()

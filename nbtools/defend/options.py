@@ -4,6 +4,28 @@ from __future__ import annotations
 
 import click
 
+from nbtools.wording import known
+
+DEFENCES = ("suspiciousness", "clp", "chosen_mu", "shift_unlearning", "fmp", "mnp", "nad", "anp", "rnp", "awm", "d3")
+DEFENCES += ("lmr", "ft_sam", "nft", "fine_pruning", "fine_tuning")
+"""The names in `nbtools.defender.choices.DEFENCES`; here, so that a wrong one is refused without torch."""
+
+ARCHS = ("resnet18", "preact_resnet18", "torchvision/resnet18", "torchvision/resnet34", "torchvision/resnet50")
+ARCHS += ("torchvision/vgg16_bn", "torchvision/mobilenet_v2", "torchvision/densenet121")
+"""Those in `nbtools.defend.kinds.KINDS`, likewise."""
+
+
+def check_words(defence: str, arch: str) -> None:
+    """Refuse a defence or an architecture that does not exist, before anything heavy is imported.
+
+    Raises:
+        UsageError: with the list of what exists.
+    """
+    if defence not in DEFENCES:
+        raise click.UsageError(known("defence", defence, DEFENCES))
+    if arch not in ARCHS:
+        raise click.UsageError(f"unknown architecture {arch!r}; known: {', '.join(ARCHS)}")
+
 
 class Numbers(click.ParamType):
     """Numbers with commas between them, so many of one kind: 0.5,0.5,0.5."""

@@ -40,7 +40,7 @@ def detector_statistic(
     - "minimum": 1 - the smallest rho of all layers, in [0, 2].
     - "largest residual": the largest of `rank_residuals`, in standard deviations: one filter that stands out.
 
-    None of them told the narrow CIFAR-10 networks of notebook 08 apart (data/README.md).
+    None of them told the narrow CIFAR-10 networks of notebook 08 apart (data/lab_notes.md).
 
     Args:
         model, clean, norm, exact: as in `magnitude_saliency`.

@@ -21,9 +21,11 @@ from nbtools.data import datasets
 from nbtools.data.datasets import shapes_version
 from nbtools.data.images import Images, draw_clean
 from nbtools.data.shapes import make_shapes
+from nbtools.data.splits import rare
 from nbtools.defender import Defence, Repair
 from nbtools.evaluator.evaluation import der
 from nbtools.lab.cache import cached, source_hash
+from nbtools.lab.cells import check_notebook
 from nbtools.lab.trained import MEASURING, Setting, Trained, load_or_train, precision
 from nbtools.settings import (
     STRIDES,
@@ -228,6 +230,8 @@ def start(
 ) -> Run:
     """Begin a notebook: choose device and data by the profile, and print one table of what was chosen, with notes.
 
+    In a notebook its parameters cell, and what papermill was given, are checked first.
+
     Args:
         profile: "quick", "laptop", "paper"; "" is `paper` with a GPU and `quick` without.
         width: another width than the profile's; 0 keeps it.
@@ -241,9 +245,11 @@ def start(
         dataset: another data set than the profile's, a name in `nbtools.data.datasets.DATASETS`; "" keeps it.
 
     Raises:
+        WrongParameter: for a parameter of the running notebook that is not allowed.
         ValueError: for an unknown profile or data set.
-        FileNotFoundError: where the profile's data can't be found; it says how to get them.
+        DataNotFound: where the profile's data can't be found; it says how to get them.
     """
+    check_notebook()
     keep_memory()
     chosen = get_profile(profile or default_profile(data))
     chosen = chosen.narrowed() if small else chosen
@@ -288,5 +294,5 @@ def _table(run: Run) -> str:
         "versions": f"Python {sys.version.split()[0]}, torch {torch.__version__.split('+')[0]}, "
         f"nbtools {package_version('nbtools')}",
     }
-    told = [*lines.items(), *(("note", note) for note in run.splits.notes)]
+    told = [*lines.items(), *(("note", note) for note in (*run.splits.notes, *rare(run.splits.reserved)))]
     return "\n".join(f"{name:<9} {value}" for name, value in told)

@@ -9,12 +9,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nbtools.attacker.adaptive import ADAPTIVE, make_adaptive
 from nbtools.attacker.triggers import TRIGGERS, make_trigger
 from nbtools.data.datasets import DATASETS, FOLDER, classes_of
 from nbtools.defender.choices import DEFENCES, make_defence
+from nbtools.lab.gridfile import DEFAULTS, load, unknown_axes
 from nbtools.lab.parameters import check_parameters
 from nbtools.lab.points import Model, Options, Point, Setup
 from nbtools.lab.store import Grid
@@ -22,35 +21,6 @@ from nbtools.networks.architectures import ARCHITECTURES
 from nbtools.settings import PROFILES, default_profile
 from nbtools.values import fit, type_of
 from nbtools.wording import known
-
-
-class _OnceLoader(yaml.SafeLoader):
-    """YAML's safe loader, but for names that are given twice: it would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping; a ValueError for a name that is given twice."""
-        names = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"{twice[0]!r} is given twice (line {node.start_mark.line + 1} and below)")
-        return super().construct_mapping(node, deep=deep)
-
-
-def load(path: Path) -> tuple[str, list[dict[str, Any]]]:
-    """A grid file's text, and the mappings that it holds: one, or a list of them whose points are united.
-
-    Raises:
-        ValueError: for what is no YAML, holds no mapping, or gives a name twice.
-        OSError: for a file that can't be read.
-    """
-    text = path.read_text(encoding="utf-8")
-    try:
-        content = yaml.load(text, _OnceLoader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path} can't be read as YAML: {error}") from None
-    parts = content if isinstance(content, list) else [content]
-    if not parts or not all(isinstance(part, dict) and part for part in parts):
-        raise ValueError(f"{path} holds no grid: names with lists of values, such as attack: [badnets, blended]")
-    return text, parts
 
 
 def read(path: Path, profile: str = "") -> Grid:
@@ -81,25 +51,6 @@ def read(path: Path, profile: str = "") -> Grid:
     return Grid(list(points.values()), text)
 
 
-DEFAULTS: dict[str, Any] = {
-    "profile": "",
-    "dataset": "",
-    "architecture": "resnet18",
-    "width": 0,
-    "epochs": 0,
-    "small": False,
-    "seed": 0,
-    "attack": None,
-    "poison_rate": None,
-    "target": 0,
-    "adaptive": "none",
-    "defence": None,
-    "samples_per_class": 10,
-    "n_total": 0,
-    "draw": 0,
-    "glance": False,
-}
-"""Every axis, and the one value that it has where a grid does not name it; None: a grid must."""
 TYPES = {name: type_of(default) for name, default in DEFAULTS.items()} | {"poison_rate": float}
 NAMED = {"attack": ("none", *TRIGGERS), "adaptive": ("none", *ADAPTIVE), "defence": tuple(DEFENCES)}
 """Axes whose values are a name, or a mapping from one name to settings."""
@@ -108,8 +59,7 @@ KNOWN = {"profile": tuple(PROFILES), "dataset": ("", *DATASETS), "architecture":
 
 def _points(given: Mapping[str, Any], problems: list[str]) -> Iterator[Point]:
     """The points of one mapping; what is wrong with it is added to `problems`, and then there are none."""
-    if unknown := [name for name in given if name not in DEFAULTS]:
-        problems.append(f"unknown {', '.join(map(repr, unknown))}; known: {', '.join(DEFAULTS)}")
+    problems += unknown_axes(given)
     axes = {name: [value] for name, value in DEFAULTS.items()}
     for name in DEFAULTS:
         if name in given:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from nbtools.defender.repair import Defence
 from nbtools.lab.cache import source_hash
 from nbtools.lab.experiments import Run, defence_code, start
 from nbtools.lab.trained import Trained, named
-from nbtools.settings import ROOT
+from nbtools.settings import PROFILES, ROOT
 
 Options = tuple[tuple[str, Any], ...]
 
@@ -74,6 +75,11 @@ class Point:
     glance: bool = False
 
     @property
+    def dataset(self) -> str:
+        """The name of its images' set."""
+        return self.model.setup.dataset or PROFILES[self.model.setup.profile].dataset
+
+    @property
     def id(self) -> str:
         """Of sixteen hexadecimal digits: the same for the same point and the same code of its defence."""
         return digest(repr(self) + defence_code(self.defence))
@@ -108,11 +114,30 @@ def code() -> str:
     return source_hash(*map(str, sorted((ROOT / "nbtools").rglob("*.py"))))
 
 
-def train(model: Model, data: str, threads: int, expected: str) -> float:
-    """Train a model, or find it in the cache; seconds that this took."""
+def train(model: Model, data: str, threads: int, expected: str, draws: Sequence[tuple[int, int, int]] = ()) -> float:
+    """Train a model, or find it in the cache; seconds that this took.
+
+    Args:
+        model: which.
+        data, threads, expected: see `measure`.
+        draws: `samples_per_class`, `n_total` and `draw` of the points that wait for it.
+
+    Raises:
+        ValueError: where the images have none of these draws, so that a training would be for nothing.
+    """
     started = time.monotonic()
     same_code(expected)
     torch.set_num_threads(threads)
+    run, problems = _run(model.setup, data, _device()), []
+    for amount in draws:
+        try:
+            run.draw(*amount)
+            break
+        except ValueError as error:
+            problems.append(error)
+    else:
+        if problems:
+            raise problems[0]
     _trained(model, data, _device())
     return time.monotonic() - started
 

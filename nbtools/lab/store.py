@@ -32,6 +32,11 @@ class Asked(Protocol):
         """The model that has to be there first, an `nbtools.lab.points.Model`, or None."""
         ...
 
+    @property
+    def dataset(self) -> str:
+        """The name of its images' set."""
+        ...
+
     def columns(self) -> dict[str, Any]:
         """What was asked."""
         ...

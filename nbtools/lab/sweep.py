@@ -13,7 +13,7 @@ import torch
 
 from nbtools.lab import points
 from nbtools.lab.cluster import cluster, cores
-from nbtools.lab.points import Model
+from nbtools.lab.points import Model, Point
 from nbtools.lab.store import Asked, Grid, Store
 from nbtools.wording import duration, last_line
 
@@ -114,11 +114,16 @@ def _work(
     asked: dict[Future, Asked] = {}
     models: dict[Model | None, Future | None] = {None: None}
     names: dict[Future, str] = {}
+    draws: dict[Model, list[tuple[int, int, int]]] = {}
+    for point in missing:
+        if isinstance(point, Point):
+            draws.setdefault(point.model, []).append((point.samples_per_class, point.n_total, point.draw))
     for point in missing:
         model = point.model
         if model not in models:
             key = f"model-{model.id}-{own}"
-            training = client.submit(points.train, model, data, scale.threads, code, key=key, resources=gpu)
+            told = (model, data, scale.threads, code, draws[model])
+            training = client.submit(points.train, *told, key=key, resources=gpu)
             models[model], names[training] = training, model.name
         arguments = (models[model], point, data, scale.threads, code)
         asked[client.submit(_measure, *arguments, key=f"point-{point.id}-{own}", resources=gpu)] = point

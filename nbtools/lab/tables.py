@@ -17,7 +17,7 @@ RESULTS = ROOT / "data" / "results"
 
 
 def results(name: str) -> pd.DataFrame:
-    """One of our own committed tables, see data/README.md.
+    """One of our own committed tables, see data/lab_notes.md.
 
     Raises:
         FileNotFoundError: for a name that is not there; it lists those that are.

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from nbtools.data import sources, splits
+from nbtools.data import places, sources, splits
 from nbtools.data.datasets import load
 from nbtools.data.images import Images
 from nbtools.data.sources import CIFAR10_CLASSES, SOURCES
-from nbtools.data.splits import MIXED, split_off
+from nbtools.data.splits import TRACKS, split_off
 from nbtools.settings import data_places
 
 CIFAR10 = SOURCES["cifar10"]
@@ -27,7 +27,8 @@ def pictures(images: Images) -> set[bytes]:
 @pytest.fixture
 def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A machine without CIFAR-10: the one place that is searched is empty."""
-    monkeypatch.setattr(sources, "data_places", lambda data=None: [tmp_path])
+    for module in (sources, places):
+        monkeypatch.setattr(module, "data_places", lambda data=None: [tmp_path])
     return tmp_path
 
 
@@ -160,6 +161,7 @@ class Svhn:
 class Gtsrb(list):
     def __init__(self, root: str, split: str, download: bool) -> None:
         super().__init__((Image.new("RGB", (20 + n, 15), (n, 0, 9)), n % 3) for n in range(86))
+        self._samples = [(f"{n % 3:05d}/{n // 9:05d}_{n:05d}.ppm", n % 3) for n in range(86)]  # three frames a track
 
 
 def test_other_published_sets_come_in_the_same_three_parts(
@@ -182,11 +184,17 @@ def test_other_published_sets_come_in_the_same_three_parts(
         signs.test.size == (32, 32)
         and signs.test.num_classes == 43
         and signs.test.labels.sort().values.tolist() == [0, 1, 2]
-        and signs.version == MIXED
+        and signs.version == TRACKS
     )
     pixels = signs.test.images[:, :, 5, 5].tolist()
     assert all(blue == 9 and red % 3 == label for (red, _, blue), label in zip(pixels, signs.test.labels, strict=True))
     assert signs.train.images[:, 0, 5, 5].int().diff().lt(0).any(), "a sorted set is mixed"
+    signs = load("gtsrb", **sizes)
+    tracks = [
+        set((part.images[:, 0, 5, 5] // 9 + 100 * part.labels).tolist()) for part in (signs.train, signs.reserved)
+    ]
+    assert not tracks[0] & tracks[1] and len(signs.train) + len(signs.reserved) == 86, "a track is in one part"
+    assert signs.reserved.labels.unique().tolist() == [0, 1, 2] and signs.test.classes[14] == "stop"
     assert any("resized to 32x32" in note for note in signs.notes)
     assert found.version == digits.version == "", "what was published in random order lies as it did"
 

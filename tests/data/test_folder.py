@@ -266,6 +266,7 @@ def test_the_console_tells_the_notes_of_a_data_set(tmp_path: Path, capsys: pytes
         "note      40 of 40 images had another size and were resized to 32x32 (from 40x30).",
         "note      Left aside beside the class folders: 1 picture.",
         "note      train: Left aside in the class folders: 1 .md file.",
+        "note      the defender's images hold 2 of class 'a': no draw has more of each class",
     ]
     assert len(splits.to("cpu").notes) == 3
     write(tmp_path / "test" / "b" / "copy.png", Image.new("RGB", (40, 30), (1, 1, 0)))

@@ -11,7 +11,7 @@ from torch import Tensor
 from nbtools.data.datasets import load
 from nbtools.data.images import Images
 from nbtools.data.sources import SOURCES
-from nbtools.data.splits import in_three, mixed_order, split_off
+from nbtools.data.splits import in_three, mixed_order, rare, split_off, tracks_off
 
 SIZES = {
     "equal": [30] * 10,
@@ -91,6 +91,41 @@ def test_as_many_classes_as_images_are_in_each_part_of_a_sorted_set(train: int, 
         assert few[0] == "train: no image of 3 of the 10 classes among the 7 images."
 
 
+TRACKS = {
+    "as GTSRB": [[15] * (7 + 5 * (n % 13)) for n in range(43)],
+    "unequal tracks": [[1, 40, 3, 9], [2, 2], [60, 1, 1, 1, 1]],
+    "a class of one track": [[12], [5, 5, 5]],
+    "a class without images": [[], [4, 4]],
+}
+
+
+@pytest.mark.parametrize("sizes", TRACKS.values(), ids=TRACKS)
+def test_a_track_lies_in_one_part_and_each_class_gives_its_share(sizes: list[list[int]]) -> None:
+    flat = torch.tensor([size for tracks in sizes for size in tracks])
+    tracks = torch.arange(len(flat)).repeat_interleave(flat) * 7 - 3
+    labels = labelled([sum(each) for each in sizes])
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+    labels, tracks, count = labels[order], tracks[order], max(1, len(labels) // 10)
+    kept, apart = tracks_off(labels, tracks, count)
+    assert torch.cat([kept, apart]).sort().values.equal(torch.arange(len(labels)))
+    assert not set(tracks[kept].tolist()) & set(tracks[apart].tolist())
+    for label, each in enumerate(sizes):  # a plain loop over what was set apart
+        mine = tracks[apart][labels[apart] == label]
+        share = sum(each) * count / len(labels)
+        assert len(mine.unique()) >= min(1, max(len(each) - 1, 0)), "at least one track"
+        assert len(mine.unique()) <= max(len(each) - 1, 0), "and one is kept"
+        if 0 < len(mine.unique()) < len(each) - 1:
+            assert len(mine) >= share
+            assert any(len(mine) - size < share for size in mine.unique(return_counts=True)[1].tolist())
+    again = tracks_off(labels, tracks, count)
+    assert again[1].equal(apart)
+
+
+def test_a_track_of_two_classes_is_refused() -> None:
+    with pytest.raises(ValueError, match="a track belongs to one class"):
+        tracks_off(torch.tensor([0, 0, 1]), torch.tensor([1, 2, 2]), 1)
+
+
 def test_a_published_set_stays_as_it_is_unless_it_is_sorted() -> None:
     assert [name for name, source in SOURCES.items() if not source.mixed] == ["gtsrb"]
     whole, testing = images([40] * 10), images([20] * 10)
@@ -112,3 +147,11 @@ def test_a_sorted_folder_is_read_with_every_class_in_every_part(tmp_path: Path) 
     assert counts == [[10] * 10, [2] * 10, [5] * 10]
     more = load(f"folder:{tmp_path}", train=200, reserved=20, test=50)
     assert more.train.images[:100].equal(found.train.images) and more.version == found.version
+
+
+def test_a_class_with_few_images_is_told_before_anything_is_trained() -> None:
+    labels = labelled([12, 10, 11])
+    pool = Images(torch.zeros(len(labels), 3, 4, 4, dtype=torch.uint8), labels, ("ant", "bee", "cat"))
+    assert rare(pool) == ()
+    told = ("the defender's images hold 9 of class 'bee': no draw has more of each class",)
+    assert rare(pool.subset(torch.arange(len(labels)) != 12)) == told

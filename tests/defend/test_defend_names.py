@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from nbtools.defend import options
 from nbtools.defend.fitting import fit
 from nbtools.defend.kinds import KINDS
 from nbtools.defend.names import unwrapped
+from nbtools.defender.choices import DEFENCES
 from nbtools.networks.units import prunable_units
 
 WRAPPED = ("", "module.", "model.0.", "_orig_mod.", "module._orig_mod.backbone.", "1.")
@@ -45,3 +47,7 @@ def test_a_layer_is_called_as_the_file_calls_it_without_its_wrappers(arch: str, 
 )
 def test_only_what_stands_before_a_name_is_a_prefix(key: str, name: str) -> None:
     assert unwrapped(key) == name and unwrapped(name) == name
+
+
+def test_the_names_that_are_refused_without_torch_are_all_that_there_are() -> None:
+    assert tuple(DEFENCES) == options.DEFENCES and tuple(KINDS) == options.ARCHS

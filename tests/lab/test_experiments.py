@@ -59,7 +59,14 @@ def test_start_says_what_was_chosen(stored: Path, capsys: pytest.CaptureFixture[
     assert (run.profile.width, run.profile.epochs, run.seed) == (24, 3, 0)
     assert [len(part) for part in (run.splits.train, run.splits.reserved, run.splits.test)] == [64, 40, 40]
     printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed.splitlines()] == ["profile", "device", "data", "model", "versions"]
+    assert [line.split()[0] for line in printed.splitlines()] == [
+        "profile",
+        "device",
+        "data",
+        "model",
+        "versions",
+        "note",
+    ]
     assert "shapes: 64 to train on, 40 for the defender, 40 for the evaluator" in printed
     assert "resnet18, width 24, strides 1 2 2 2 2, 3 epochs" in printed
 

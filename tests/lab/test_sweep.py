@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -19,6 +20,7 @@ from distributed import Client
 from fake_points import Sum
 
 from nbtools.__main__ import main
+from nbtools.data.images import Images, draw_clean
 from nbtools.defender import AWM, FMP, FineTune, Suspiciousness
 from nbtools.lab import points
 from nbtools.lab import sweep as sweeping
@@ -286,6 +288,30 @@ def test_the_command_refuses_before_any_work(
     Path("good.yaml").write_text("attack: badnets\npoison_rate: 0.1\ndefence: clp\n")
     refused = CliRunner().invoke(main, ["sweep", *arguments, "--out", "out"])
     assert refused.exit_code == 2 and told in refused.output and not Path("out").exists()
+
+
+def test_missing_data_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nbtools.data.places.data_places", lambda data=None: [tmp_path])
+    Path("good.yaml").write_text("attack: badnets\npoison_rate: 0.1\ndefence: clp\nprofile: laptop\n")
+    counted = CliRunner().invoke(main, ["sweep", "good.yaml", "--out", "out", "--dry-run"])
+    assert counted.exit_code == 0 and "1 to measure" in counted.output, "to count them takes no data"
+    refused = CliRunner().invoke(main, ["sweep", "good.yaml", "--out", "out"])
+    assert refused.exit_code == 2 and "CIFAR-10 is not here." in refused.output and not Path("out").exists()
+
+
+def test_nothing_is_trained_for_draws_that_the_images_do_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+    images = Images(torch.zeros(9, 3, 4, 4, dtype=torch.uint8), torch.arange(9) % 2, ("rare", "usual"))
+    monkeypatch.setattr(points, "_run", lambda *_: SimpleNamespace(draw=lambda *asked: draw_clean(images, *asked)))
+    monkeypatch.setattr(points, "_trained", lambda model, *_: trained.append(model.attack))
+    model = points.Model(Setup("quick"), "none")
+    with pytest.raises(ValueError, match="'usual' has 4 clean images in the pool, 10 were asked for"):
+        points.train(model, "", 1, "", [(10, 0, 0), (20, 0, 0)])
+    assert trained == []
+    points.train(model, "", 1, "", [(10, 0, 0), (4, 0, 1)])
+    points.train(model, "", 1, "")
+    assert trained == ["none", "none"], "one draw that can be had is enough"
 
 
 def test_a_worker_with_another_version_is_refused(tmp_path: Path) -> None:
