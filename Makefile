@@ -1,4 +1,4 @@
-# make notebooks | book | test | lab | bench | clean
+# make notebooks | book | slides | test | lab | bench | clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 # Asks no index when everything is there already.
 install = $(PIP) --no-index --no-build-isolation $(1) >/dev/null 2>&1 || $(PIP) $(1)
 
-.PHONY: notebooks book test lab bench clean
+.PHONY: notebooks book slides test lab bench clean
 
 notebooks: $(INSTALLED)
 	$(BIN)/python -m nbtools run --profile quick
@@ -17,6 +17,10 @@ book: $(BOOK_INSTALLED)
 	$(BIN)/python book/build.py book/_build
 	@echo "The book lies in book/_build/html: open index.html."
 
+slides: $(BOOK_INSTALLED)
+	$(BIN)/python book/slides.py book/_build/slides 00 06
+	@echo "The slides lie in book/_build/slides."
+
 test: $(INSTALLED) $(BOOK_INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -24,7 +28,7 @@ test: $(INSTALLED) $(BOOK_INSTALLED)
 	$(BIN)/python -m pytest
 
 lab: $(INSTALLED)
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --ServerApp.root_dir=. notebooks/00_start_here.ipynb
 
 bench: $(INSTALLED)
 	$(BIN)/python -m nbtools bench

@@ -9,7 +9,8 @@ BOOK = Path(__file__).parent
 sys.path.insert(0, str(BOOK))  # for the extension `pages`
 
 package = tomllib.loads((BOOK.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-repository = package.get("urls", {}).get("Repository", "")
+repository = package["urls"]["repository"]
+repository = "" if "/OWNER/" in repository else repository  # not known yet
 
 project = "Backdoors in neural networks"
 release = package["version"]
@@ -27,7 +28,7 @@ mathjax = distribution("django-static-mathjax").locate_file(f"mathjax/static/mat
 html_theme = "sphinx_book_theme"
 html_title = project
 html_use_index = False
-html_static_path = ["static", str(mathjax)]
+html_static_path = ["static", "explorable", str(mathjax)]
 html_css_files = ["book.css"]
 html_context = {"default_mode": "auto"}
 html_theme_options = {

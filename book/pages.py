@@ -13,7 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 def fold_solutions(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Fold a solution together with its outputs: `hide-input` alone would leave the answers in sight."""
+    """Fold a solution together with its outputs: `hide-input` alone would leave the answers in sight.
+
+    The cell that installs nbtools is left out.
+    """
     if app.env.doc2path(docname).suffix != ".ipynb":
         return
     notebook = json.loads(source[0])
@@ -21,6 +24,8 @@ def fold_solutions(app: Sphinx, docname: str, source: list[str]) -> None:
         if "solution" in cell["metadata"].get("tags", []):
             cell["metadata"]["tags"] += ["hide-cell"]
             cell["metadata"]["mystnb"] = {"code_prompt_show": "Show the solutions", "code_prompt_hide": "Hide them"}
+        if "install" in cell["metadata"].get("tags", []):  # nobody runs a page of the book
+            cell["metadata"]["tags"] += ["remove-cell"]
     source[0] = json.dumps(notebook)
 
 

@@ -1,4 +1,4 @@
-"""The command line: python -m nbtools run | sweep | defend | doctor | bench."""
+"""The command line: python -m nbtools run | sweep | defend | doctor | bench | address."""
 
 import os
 import sys
@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from nbtools.defend.options import Numbers, Size
+from nbtools.defend.options import Numbers, Size, check_words
+from nbtools.series.address import address
 
 
 class Refused(click.ClickException):
@@ -161,6 +162,7 @@ def defend(**given: Any) -> None:
     """
     if (given["mean"] is None) != (given["std"] is None):
         raise click.UsageError("--mean and --std belong together; give both or neither")
+    check_words(given["defence"], given["arch"])
     try:
         import torch
 
@@ -230,14 +232,14 @@ def sweep(
     samples_per_class: [1, 10]
     draw: 0..9
     """
+    from nbtools.data import places
+    from nbtools.lab import gridfile, parameters
     from nbtools.series import notebooks
-    from nbtools.settings import PROFILES
-    from nbtools.wording import known
 
     _settle_folders(data, models)
     try:
-        if profile is not None and profile not in PROFILES:
-            raise ValueError(known("profile", profile, PROFILES))
+        parameters.check_ranges({"profile": profile or ""})  # all that can be refused before torch is imported
+        gridfile.load(grid) if notebook else gridfile.check_file(grid)
         from nbtools.lab import grids
         from nbtools.lab.store import Store
         from nbtools.lab.sweep import Scale
@@ -256,6 +258,8 @@ def sweep(
         click.echo(f"{len(left)} to measure" + (f", on {needed} model{'s' * (needed > 1)}" if needed else ""))
         if dry_run:
             return
+        if not scheduler:  # another machine's data can't be seen from here
+            places.require(sorted({point.dataset for point in left}), data)
         outcome = work(asked, store, scale, str(data.absolute()) if data else "", retry, click.echo)
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from None
@@ -285,6 +289,8 @@ def bench(repeats: int) -> None:
 
     measure(repeats)
 
+
+main.add_command(address)
 
 if __name__ == "__main__":
     main(prog_name="python -m nbtools")

@@ -126,6 +126,14 @@ def source_hash(notebook: Any) -> str:
     return hashlib.sha256(json.dumps(source_cells(notebook)).encode()).hexdigest()
 
 
+def count(cell: Any, number: int) -> None:
+    """Give an executed code cell and its outputs their number, in place."""
+    cell.execution_count = number
+    for output in cell.outputs:
+        if "execution_count" in output:
+            output.execution_count = number
+
+
 def check_committed(stem: str, folder: Path | None = None) -> list[str]:
     """Return what is wrong with a committed notebook, one sentence each; an empty list when it is the script, executed.
 

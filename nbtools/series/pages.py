@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbtools.lab.grids import load, spread
+from nbtools.lab.cells import typed
+from nbtools.lab.gridfile import load
+from nbtools.lab.grids import spread
 from nbtools.lab.parameters import check_parameters
 from nbtools.lab.points import Options, digest, same_code
 from nbtools.lab.store import Grid
 from nbtools.series import arguments, notebooks
-from nbtools.settings import default_profile
+from nbtools.settings import PROFILES, default_profile
 from nbtools.wording import known
 
 
@@ -28,6 +30,11 @@ class Page:
     profile: str
     values: Options
     model: None = None  # it asks for its models by itself
+
+    @property
+    def dataset(self) -> str:
+        """The name of its images' set."""
+        return PROFILES[self.profile].dataset
 
     @property
     def id(self) -> str:
@@ -94,7 +101,7 @@ def read(path: Path, notebook: str, folder: Path, profile: str = "") -> Grid:
         for name in axes.keys() & declared.keys():
             for place, value in enumerate(axes[name]):
                 try:
-                    axes[name][place] = arguments.typed(value, declared[name], source.stem)
+                    axes[name][place] = typed(value, declared[name], source.stem)
                 except ValueError as error:
                     wrong.append(str(error))
         for chosen in itertools.product(*axes.values()) if not wrong else ():

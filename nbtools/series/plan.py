@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nbtools.data import places
 from nbtools.lab.parameters import check_parameters, check_ranges
 from nbtools.series import arguments, notebooks
 from nbtools.series.edits import check_edits
@@ -33,7 +34,7 @@ def plan(
     given: (name, text) pairs from the command line. folder: where the percent scripts lie. write: whether committed
     notebooks will be overwritten.
     Raises ValueError, with what exists, for an unknown notebook, profile or parameter, a wrong type or value; and where
-    writing would lose an edit.
+    writing would lose an edit. Raises DataNotFound, with what to type, where the profile's images are not here.
     """
     if profile is not None and profile not in PROFILES:
         raise ValueError(known("profile", profile, PROFILES))
@@ -52,6 +53,8 @@ def plan(
         merged[stem] = {name: values[stem].get(name, parameter.default) for name, parameter in cell.items()}
         values[stem] = {name: value for name, value in values[stem].items() if value != cell[name].default}
     _checked(merged, check_parameters)
+    if any("profile" in cell for cell in declared.values()):
+        places.require([PROFILES[profile].dataset])  # else the first notebook would say so, after its kernel's start
     notes = [f"{path.name} was edited: {script.name} takes its cells first." for path, script in edits.items()]
     return Plan(profile, sources, values, merged, [*arguments.takers(given, declared), *notes], edits)
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from nbtools.series.notebooks import count
 from nbtools.settings import ROOT, versions
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
@@ -36,7 +37,8 @@ def stamp_line(stamp: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     given = "".join(f", `{name} = {value!r}`" for name, value in values.items() if name != "profile")
     return (
         f"*Run with profile {stamp['profile']}{given} on {stamp['hardware']}, in {stamp['seconds']:.0f} s; "
-        f"Python {stamp['versions']['python']}, torch {stamp['versions']['torch']}; {stamp['date']}.*"
+        f"Python {stamp['versions']['python']}, torch {stamp['versions']['torch']}; {stamp['date']}. Your own run does "
+        "not change this line; if it stopped early, the reason stands in red further up.*"
     )
 
 
@@ -57,6 +59,8 @@ def finish(notebook: Any, stamp: Mapping[str, Any], values: Mapping[str, Any]) -
         cell.metadata.clear()
         if tags:
             cell.metadata.tags = tags
+        if {"hide-input", "remove-cell"} & set(tags):  # JupyterLab folds by this, the book by the tags
+            cell.metadata.jupyter = {"source_hidden": True} | ({"outputs_hidden": True} if "solution" in tags else {})
         if "injected-parameters" in tags:
             cell.id = f"{number:03d}-injected"
     last = nbformat.v4.new_markdown_cell(stamp_line(stamp, values), id="stamp", metadata={"tags": ["stamp"]})
@@ -95,10 +99,7 @@ def scrub(notebook: Any, places: Mapping[str, str]) -> None:
     for cell in notebook.cells:  # as Run All will count them
         if cell.get("execution_count"):
             number += 1
-            cell.execution_count = number
-            for output in cell.outputs:
-                if "execution_count" in output:
-                    output.execution_count = number
+            count(cell, number)
     for cell in notebook.cells:
         outputs = [output for output in cell.get("outputs", []) if WIDGET_VIEW not in output.get("data", {})]
         if cell.cell_type == "code":

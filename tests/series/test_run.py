@@ -134,6 +134,14 @@ def test_refuses_before_any_work(project: Path, words: list[str], message: str) 
     assert not (project / "runs").exists()
 
 
+def test_refuses_a_profile_whose_images_are_missing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nbtools.data.places.data_places", lambda data=None: [project])
+    result = run("--profile", "laptop")
+    assert result.exit_code == 2 and not (project / "runs").exists()
+    for told in ("CIFAR-10 is not here.", "--profile quick", "NBTOOLS_DATA", "--data", "download=True"):
+        assert told in result.output
+
+
 def test_refuses_an_out_that_is_a_file(project: Path) -> None:
     (project / "file").touch()
     assert "is a file" in run("--out", str(project / "file")).output
