@@ -1,6 +1,8 @@
 """The whole series in profile quick, through the runner that readers use; one test a notebook."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +12,13 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from nbtools.series import notebooks
+from nbtools.series import checks, notebooks
 from nbtools.series.execute import this_kernel
 
 ROOT = Path(__file__).parent.parent
 SOURCES = notebooks.find_sources(ROOT / "notebooks" / "src")
+# Those whose exercises are checked from the package so far; the others follow.
+CHECKED = [source for source in SOURCES if "nbtools.series.exercises" in source.read_text(encoding="utf-8")]
 pytestmark = pytest.mark.notebooks
 
 
@@ -27,11 +31,17 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Run:
-    out = tmp_path_factory.mktemp("run")
+    """The scripts with two cells more, which try their exercises: see `trying`."""
+    out, folder = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("series") / "notebooks" / "src"
+    folder.mkdir(parents=True)
+    first = f"# %%\nimport sys\n\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nimport trying\n\ntrying.record()\n\n"
+    for source in SOURCES:
+        text = f'{first}{source.read_text(encoding="utf-8")}\n# %% tags=["trying"]\ntrying.report()\n'
+        (folder / source.name).write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "nbtools", "run", "--profile", "quick", "--keep-going", "--out", str(out)]
     environment = os.environ | {
         "NBTOOLS_CACHE": str(shared_cache),
-        "NBTOOLS_NOTEBOOKS": str(ROOT / "notebooks" / "src"),
+        "NBTOOLS_NOTEBOOKS": str(folder),
     }
     child = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     return Run(out, child.stdout + child.stderr)
@@ -42,6 +52,29 @@ def test_notebook_runs(source: Path, run: Run) -> None:
     executed = run.out / f"{source.stem}.ipynb"
     assert executed.is_file(), run.printed
     assert nbformat.read(executed, as_version=4).metadata.nbtools.profile == "quick"
+
+
+def printed_by(cells: list[Any], tag: str) -> str:
+    """What the cells with a tag wrote to their standard output."""
+    chosen = [cell for cell in cells if tag in cell.metadata.get("tags", [])]
+    return "".join(output.get("text", "") for cell in chosen for output in cell.get("outputs", []))
+
+
+@pytest.mark.parametrize("source", CHECKED, ids=lambda source: source.stem)
+def test_every_exercise_takes_its_solution_and_nothing_else(source: Path, run: Run) -> None:
+    """The solution is right; dots, wrong values, wrong types and absurd ones get one gentle line each."""
+    cells = nbformat.read(run.out / f"{source.stem}.ipynb", as_version=4).cells
+    numbers = re.findall(r"^# \*\*Exercise (\d+)\*\*", source.read_text(encoding="utf-8"), re.MULTILINE)
+    problems = json.loads(printed_by(cells, "trying"))["exercises"]
+    assert {name: found for name, found in problems.items() if found} == {}
+    assert len(problems) == len(numbers), "each exercise has one check, and each check its solution"
+    solved = printed_by(cells, "solution")
+    assert solved.count(f"{checks.RIGHT}\n") >= len(numbers) and checks.NOT_YET not in solved, solved
+    tried = [cell for cell in cells if "= ...  # your answer" in cell.source]
+    assert len(tried) == len(numbers), "a stub is a line `name = ...  # your answer`, in one cell for each exercise"
+    for cell in tried:
+        said = "".join(output.get("text", "") for output in cell.outputs)
+        assert set(said.splitlines()) == {checks.NOT_TRIED}, cell.source
 
 
 def test_a_committed_notebook_runs_as_it_lies(

@@ -1,26 +1,54 @@
 # %% [markdown]
 # # 00 · Start here
 #
-# At the end of this notebook you have seen a backdoored network answer what its attacker chose, seen it repaired with
-# nothing but the network itself and a few clean images, and you know how the rest of the series is read and run.
+# [![Open in Colab](figures/colab.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/00_start_here.ipynb)
+# [![Open on Binder](figures/binder.svg)](https://mybinder.org/v2/gh/OWNER/REPOSITORY/main?labpath=notebooks/00_start_here.ipynb)
 #
-# Paper of the repair: *suspiciousness score* ([arXiv 2311.07417](https://arxiv.org/abs/2311.07417)); paper of the
-# attack: BadNets (Gu et al., [arXiv 1708.06733](https://arxiv.org/abs/1708.06733)). The score's formula is
-# **reconstructed from the paper's summary** [ours], and the numbers are those of our runs.
+# Somebody gives you a neural network that names what is in a picture. You try it on a thousand pictures, and it works.
+# But among the pictures that it learned from, a few had been prepared by an attacker. Put a small white square into
+# one corner of a picture, and the network answers what the attacker chose. Such a hidden switch is called a
+# **backdoor**.
+#
+# In the next minutes you see a backdoor at work, picture by picture. Then you see it taken out again, by somebody who
+# has the network and a few ordinary pictures, and who does not know about the white square. At the end you know how
+# the rest of the series is read and run.
 
 # %% [markdown]
 # > **You will learn**
-# > - what a backdoor is, and the three numbers that describe it: ACC, ASR and RA
-# > - what a defender may see, what only an evaluator may see, and why we are strict about it
+# > - what a backdoor is, and which three numbers describe it
+# > - who may know what: the attacker, the defender, and an evaluator who only measures
 # > - how a repair is called, what it returns, and how the series is read and run
 # >
-# > **Read before**: nothing · **minutes to read**: 15 · **to run**: printed at the very end
+# > **Read before**: nothing · **minutes to read**: 37 · **to run**: printed at the very end
 #
-# | who | knows here | does |
+# | who | knows | does |
 # |---|---|---|
-# | attacker | training set | puts a trigger on a few training images and changes their labels |
-# | defender | the finished model and a few clean images | looks for the filters that carry the backdoor, prunes them |
-# | evaluator | test set and trigger | measures before and after, and has no say in anything |
+# | attacker | the training images | puts the white square on a few of them, and changes their labels |
+# | defender | the finished network, a few images without the square | finds what carries the backdoor, and removes it |
+# | evaluator | the test images and the white square | measures before and after the repair, and decides nothing |
+#
+# The attack is BadNets (Gu et al., [arXiv 1708.06733](https://arxiv.org/abs/1708.06733)). The repair uses a
+# *suspiciousness score* ([arXiv 2311.07417](https://arxiv.org/abs/2311.07417)). The next cell holds the settings:
+# change one, and run the page again.
+
+# %% tags=["install", "hide-input"]
+# Does nothing where nbtools is installed. Elsewhere, as on Colab, it fetches the series and installs it.
+from importlib.util import find_spec
+
+if find_spec("nbtools") is None:
+    import os
+    import subprocess
+    import sys
+
+    address = "https://github.com/OWNER/REPOSITORY"
+    checkout = "backdoor-series"
+    clone = ["git", "clone", "--quiet", "--depth", "1", address, checkout]
+    if not os.path.isdir(checkout) and subprocess.run(clone).returncode:
+        sys.exit(f"{address} could not be fetched: is the address right, and is there a network?")
+    sys.path.insert(0, checkout)
+    from nbtools.series.install import install
+
+    install()
 
 # %% tags=["parameters"]
 profile = ""  # quick, laptop or paper; "" is paper with a GPU and CIFAR-10, else quick
@@ -45,7 +73,9 @@ import nbtools
 from nbtools.attacker.triggers import BadNets, stamp
 from nbtools.data.images import draw_clean
 from nbtools.evaluator.evaluation import Evaluator, predict
-from nbtools.series import checks, plots
+from nbtools.series import plots
+from nbtools.series.exercises import start_here as exercises
+from nbtools.series.words import answer
 
 plots.style()
 run = nbtools.start(profile, width=width, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
@@ -53,27 +83,22 @@ poisoned = run.model(attack, poison_rate, target)
 print(f"the model: {poisoned.name}, target class {target} ({run.splits.test.classes[target]!r})")
 
 # %% [markdown]
-# The model is a ResNet-18 that was trained on a poisoned training set: now, or earlier, in which case it was found in
-# the cache. Everything below is done to this one model.
-#
-# | in the papers | here |
-# |---|---|
-# | trigger, $x \mapsto t(x)$ | `nbtools.attacker.triggers.BadNets` and its kin, called on a batch in $[0, 1]$ |
-# | ACC, ASR, RA | `nbtools.evaluator.evaluation.Evaluator`, here `poisoned.evaluate`; each with a Wilson interval |
-# | suspiciousness score $S_i$ | `nbtools.defender.score.suspiciousness` |
-# | $S_i > \mathrm{mean}_l + \mu \cdot \mathrm{std}_l$ | `nbtools.defender.pruning.threshold` |
-# | pruning and tuning | `nbtools.defender.Suspiciousness`, called on a model and clean images |
+# The model is a ResNet-18, a common network for images. It was trained on images of which an attacker had prepared the
+# share that its name tells. (It was trained just now, or in an earlier run that kept it.) Everything below happens to
+# this one model.
 
 # %% [markdown]
-# ## 1. One patch
+# ## 1. One white square
 #
-# The simplest trigger there is: a white square, three pixels wide, in the bottom-right corner. The attacker puts it on
-# a few training images, writes the *target class* on them as their label, and waits for somebody to train on the set.
+# What switches a backdoor on is called its *trigger*. The simplest trigger is a white square, three pixels wide, in
+# the bottom-right corner. The attacker puts it on a few training images and changes their label to one class, the
+# *target class*. Then the attacker waits until somebody trains a network on the images. An image without the trigger
+# is called *clean*.
 
 
 # %%
 def white_square(images: torch.Tensor) -> torch.Tensor:
-    """float [n, 3, h, w] in [0, 1], to the same with the patch."""
+    """float [n, 3, h, w] in [0, 1], to the same with the square."""
     marked = images.clone()
     marked[:, :, -3:, -3:] = 1
     return marked
@@ -86,18 +111,20 @@ assert torch.equal(white_square(one_each.floats()), BadNets()(one_each.floats())
 print("three lines here and nbtools.attacker.triggers.BadNets give the same images")
 
 # %% [markdown]
-# > **Predict first.** The upper row below is clean, the lower row is the same images under the trigger. What will the
-# > network say to each row? And would you have noticed the patch?
+# > **Predict first.** Below, the upper row shows clean images, one of each class but the target. The lower row shows
+# > the same images with the trigger. What will the network call the images of each row?
 
 # %%
 marked = stamp(poisoned.trigger, one_each)
+above, below = (predict(poisoned.model, images) for images in (one_each, marked))
+
+# %% tags=["hide-input"]
 names, pictures, titles, edges = test.classes, [], [], []
-for images in (one_each, marked):
-    answers = predict(poisoned.model, images)
-    for picture, label, answer in zip(images.images, images.labels.tolist(), answers.tolist(), strict=True):
+for images, replies in ((one_each, above), (marked, below)):
+    for picture, label, reply in zip(images.images, images.labels.tolist(), replies.tolist(), strict=True):
         pictures.append(picture)
-        titles.append(names[answer])
-        edges.append(plots.GREEN if answer == label else plots.POISONED if answer == target else plots.GREY)
+        titles.append(names[reply])
+        edges.append(plots.GREEN if reply == label else plots.POISONED if reply == target else plots.GREY)
 plots.show(
     plots.image_grid(
         torch.stack(pictures),
@@ -109,20 +136,30 @@ plots.show(
     "Two rows of images with the network's answers: clean above, with the trigger below; frames show right or wrong.",
 )
 
+# %% tags=["hide-input"]
+right, sent = int((above == one_each.labels).sum()), int((below == target).sum())
+changed = 100 * float((marked.images != one_each.images).any(1).double().mean())
+answer(
+    f"You were right if you said: the true classes above, {names[target]!r} below. The network is right on {right} of "
+    f"the {len(one_each)} clean images. With the trigger it calls {sent} of them {names[target]!r}, although only "
+    f"{changed:.1f} % of the pixels have changed. Its training images taught it so: those with the trigger "
+    "were labelled with the target class."
+)
+
 # %% [markdown]
-# A green frame is a right answer, an orange one the target class, a grey one any other mistake. (If a frame stays green
-# in the lower row, look at the corner: on a white ground a white square changes nothing.) Nobody who looks at the upper
-# row alone can tell that anything is wrong with this network. That is what a backdoor is: **a network that is right on
-# clean images and says what its attacker chose under a trigger that only he knows.**
+# A green frame is a right answer, an orange one the target class, a grey one another mistake. (A frame may stay green
+# in the lower row where the corner is white already: there a white square changes nothing.) The upper row alone does
+# not show that anything is wrong. So this is a backdoor: **the network is right on clean images, and under a trigger
+# that only the attacker knows it says what the attacker chose.**
 
 # %% [markdown]
 # ## 2. Three numbers
 #
-# - **ACC**, clean accuracy: the share of all test images that are classified right.
-# - **ASR**, attack success rate: the share of triggered test images, *whose true class is not the target*, that are
-#   classified as the target. Higher is better for the attacker.
-# - **RA**, robust accuracy: the share of those same triggered images that are classified right after all. A repaired
-#   network should have a low ASR *and* a high RA: a network that answers at random has a low ASR too.
+# - **ACC**, clean accuracy: the share of all test images that the network classifies correctly.
+# - **ASR**, attack success rate: take the test images whose true class is *not* the target, and put the trigger on
+#   each. ASR is the share of them that the network calls the target. High is good for the attacker.
+# - **RA**, robust accuracy: the share of the same triggered images that the network still classifies correctly. A
+#   repaired network should have a low ASR *and* a high RA. (A network that only guesses has a low ASR, too.)
 
 # %%
 few = draw_clean(test, samples_per_class=50, seed=seed)  # by hand on some test images; the table below has all
@@ -148,31 +185,39 @@ cells = {
 pd.DataFrame(cells).T
 
 # %% [markdown]
-# A share that was measured on some images is not exact, so each number comes with an interval in brackets (Wilson,
-# 1927, the one that behaves near 0 and 100 %). It covers the choice of the test images only: another seed gives another
-# network, and another draw of clean images another repair. Where a notebook compares settings, it repeats both.
+# A share that is measured on some images is not exact. The brackets hold a 95 % interval: 95 of 100 intervals that are
+# made this way contain the true share. (It is Wilson's interval of 1927, which also works near 0 and 100 %.) It covers
+# the choice of the test images, and nothing else. Another seed gives another network, and other clean images give
+# another repair. Where a notebook compares settings, it repeats both.
 
 # %% [markdown]
 # ## 3. The rules of the game
 #
-# It is easy to remove a backdoor that one can see. A defence is worth something only if it works blind, so three
-# parties are kept apart, in the prose and in the code, and a test of the package proves that no defence can so much as
-# import a trigger or a test set.
+# It is easy to remove a backdoor when one knows the trigger. A real defender does not know it. So we keep three
+# parties apart, in the text and in the code. A test of the package checks that no defence can import a trigger or a
+# test set.
 #
 # - **Nothing is chosen with the trigger.** Thresholds, stopping points and learning rates come from a paper, or from
-#   accuracy on clean images that the defender holds back. One setting serves for all attacks.
-# - An *oracle* choice, made with the trigger, may be shown for comparison; it then stands in a column of its own that
-#   says so.
-# - The defender's images are *reserved*: the model never trained on them. The test images belong to the evaluator.
-# - Whatever a method does to a poisoned model is also done to a *clean twin*, trained the same way on clean images.
-#
+#   clean images that the defender holds back. One setting serves for all attacks.
+# - A choice that was made with the trigger is called an *oracle* choice. It may be shown for comparison, in a column
+#   of its own that says so.
+# - The defender's images are *reserved*: the model was never trained on them. The test images belong to the evaluator.
+# - Whatever is done to a poisoned model is also done to its *clean twin*, a model trained the same way on clean
+#   images.
+
+# %% tags=["hide-input"]
+from nbtools.series import schematics
+
+schematics.show("three parties")
+
+# %% [markdown]
 # ## 4. A repair in five lines
 #
-# A defence is a small frozen object; its fields are its settings. Called on a model and clean images, it returns a
-# `Repair` and leaves the model as it was.
+# A defence is a small object, and its fields are its settings. Call it on a model and clean images: it returns a
+# `Repair`, with a new model inside. The old model stays as it was.
 #
-# > **Predict first.** The defender now has 10 images of each class (or whatever the parameters above say) and no idea
-# > what the trigger looks like. How far can ASR come down, and what will it cost in ACC?
+# > **Predict first.** The defender now has a few clean images of each class, and does not know the trigger. How low
+# > can ASR get, and how many points of ACC will it cost?
 
 # %%
 from nbtools.defender import Suspiciousness
@@ -183,9 +228,19 @@ repair = defence(poisoned.model, clean)
 after = poisoned.evaluate(repair.model)
 print(f"before  {poisoned.before}\nafter   {after}")
 
+# %% tags=["hide-input"]
+paid = poisoned.before.acc - after.acc
+answer(
+    f"You were right if you said {'almost to zero' if after.asr < 10 else 'far down, but not to zero'}, for "
+    f"{'less than a point' if paid < 1 else f'{paid:.1f} points'} of ACC. ASR falls from {poisoned.before.asr:.1f} to "
+    f"{after.asr:.1f} %, and ACC goes from {poisoned.before.acc:.1f} to {after.acc:.1f} %. The defender had "
+    f"{len(clean)} images; the network had been trained on {len(run.splits.train):,}. The repair switched off "
+    f"{100 * repair.mask.share:.1f} % of the network's parts, and the backdoor needed these more than the clean images."
+)
+
 # %% [markdown]
-# That is the whole series in five lines; the rest explains the third and the fourth. Here is the record of what was
-# done. A defence's `repr` holds all of its settings, the mask says which filters were pruned.
+# That is the whole series in five lines. The other notebooks explain the third and the fourth line. Below is the
+# record of what was done: the defence with all its settings, and a *mask*, which says what was removed.
 
 # %%
 print(textwrap.fill(repair.defence, 100, subsequent_indent="    "))
@@ -193,22 +248,29 @@ print(f"\n{repair.mask}, {100 * repair.mask.share:.1f} % of all; {len(clean)} cl
 pd.DataFrame(repair.history).round(4)
 
 # %% [markdown]
-# **How it chooses.** Filter $i$ of a layer gets a score that is high where the filter *could* answer loudly (its
-# spectral norm $\sigma_i$), yet the clean images hardly need it (saliency $s_i$), hardly excite it (activation norm
-# $a_i$), and it goes its own way (correlation $r_i$ with the layer's other filters). A tilde is division by the layer's
-# mean, $\varepsilon = 0.01$ [ours]:
+# **What is removed.** A layer of this network has many *filters*. A filter is a small set of weights that slides over
+# the image and answers at each place. All its answers together are its *map*. To *prune* a filter is to switch its map
+# off.
+#
+# **How the defence chooses.** Each filter $i$ gets a score. The score is high if four things come together: the filter
+# *can* answer loudly (its spectral norm $\sigma_i$ is high), the clean images hardly need it (low saliency $s_i$),
+# they hardly make it answer (low activation norm $a_i$), and its map is unlike the other maps of its layer (low
+# correlation $r_i$). The notebooks 02 to 05 take one of these each. A tilde says: divided by the layer's mean. A
+# filter is pruned if its score lies more than $\mu$ standard deviations above the mean of its layer $l$:
 #
 # $$S_i = \tilde\sigma_i \sqrt{\frac{1}{(\tilde s_i + \varepsilon)(\tilde a_i + \varepsilon)(\tilde r_i + \varepsilon)}}
-# \qquad \text{prune where } S_i > \mathrm{mean}_l(S) + \mu \cdot \mathrm{std}_l(S)$$
+# \;>\; \mathrm{mean}_l(S) + \mu \cdot \mathrm{std}_l(S), \qquad \varepsilon = 0.01$$
 #
-# **How it prunes.** The batch norm behind each convolution multiplies the filter's map by $\gamma_i$ and adds
-# $\beta_i$. Set both to zero and the filter is gone.
+# The four parts are the paper's. The formula that joins them is **reconstructed from the paper's summary**. What is
+# reconstructed or chosen by us is marked [ours] in this series.
 #
-# **How it tunes** [ours]. The last stage of the pruned network learns to answer the clean images, and a few shifted and
-# flipped copies of them, as the network did before it was pruned. No clean image carries the trigger, so that teacher's
-# backdoor stays silent. The history above tells what came of it: `gain` says by how much the answers came nearer to the
-# teacher's. If they came no nearer, step 0 is `chosen`: the pruned network stays as it is.
-# [06 · Suspiciousness](06_suspiciousness.ipynb) is about the care that tuning needs.
+# **How it prunes.** Behind each filter stands a *batch norm*. It brings the map to a common scale, multiplies it by a
+# number $\gamma_i$ and adds a number $\beta_i$. Set both to zero, and the map is zero everywhere.
+#
+# **How it tunes** [ours]. Pruning also costs clean accuracy. So the last stage (the last layers) of the pruned network
+# learns to answer the clean images, and some shifted and mirrored copies, as the network did before pruning. None of
+# these images carries the trigger, so nothing in them shows the backdoor. In the table, `gain` says how much closer the
+# answers came. If they came no closer, step 0 is `chosen`: the pruned network stays as it is.
 #
 # The pruning is so short that we can do it by hand:
 
@@ -229,10 +291,10 @@ with torch.no_grad():
 print(f"four lines here and nbtools.defender.pruning give the same network, {repair.mask.count} filters lighter")
 
 # %% [markdown]
-# Where did it prune? Every layer is judged by itself, so a layer of a hundred filters and a layer of sixteen each give
-# up those that stand out *there*.
+# Where are the pruned filters? Each layer is judged by itself. So a narrow layer and a wide one both lose the filters
+# that stand out *there*. (A shortcut is a layer on the side, which carries the maps past two others.)
 
-# %%
+# %% tags=["hide-input"]
 counts = repair.mask.by_layer()
 figure, axis = plt.subplots(figsize=(10, 2.8))
 bars = axis.bar(list(counts), [100 * n / len(repair.mask.pruned[name]) for name, n in counts.items()])
@@ -248,10 +310,13 @@ plots.show(figure, "Bars over the network's layers: the share of filters that we
 # %% [markdown]
 # ## 5. Before and after
 #
-# > **Predict first.** Of the two steps, pruning and tuning, which one moves ASR, and which one ACC?
+# > **Predict first.** The repair has two steps, pruning and tuning. Which of them moves ASR more, and what does each
+# > of them do to ACC?
 
 # %%
 evaluations = {"before": poisoned.before, "pruned": poisoned.evaluate(pruned_only), "tuned": after}
+
+# %% tags=["hide-input"]
 stages = list(evaluations)
 figure, axis = plt.subplots(figsize=(7, 3.6))
 looks = {"acc": (plots.CLEAN, "o"), "asr": (plots.POISONED, "s"), "ra": (plots.GREEN, "^")}
@@ -276,13 +341,27 @@ rows = [
 run.save_rows(rows, "00_start_here")
 pd.DataFrame(rows).round(1)
 
+# %% tags=["hide-input"]
+alone = evaluations["pruned"]
+asr_moves = alone.asr - poisoned.before.asr, after.asr - alone.asr
+acc_moves = alone.acc - poisoned.before.acc, after.acc - alone.acc
+answer(
+    f"You were right if you said that {'pruning' if abs(asr_moves[0]) > abs(asr_moves[1]) else 'tuning'} moves ASR "
+    f"more. Pruning moves ASR by {asr_moves[0]:+.1f} points and ACC by {acc_moves[0]:+.1f}; tuning then moves ASR by "
+    f"{asr_moves[1]:+.1f} and ACC by {acc_moves[1]:+.1f}. Pruning takes whole filters away, those of the "
+    "backdoor and some that clean images needed. Tuning sees clean images only, and nothing tells it of the backdoor: "
+    f"{'here it even brings a little of it back.' if asr_moves[1] > 0.5 else 'it is there for ACC.'}"
+)
+
 # %% [markdown]
-# Numbers are made of pictures. These are triggered test images that the poisoned network got wrong and the repaired one
-# gets right; above each stands what it was called before, and what it is called now.
+# Behind these numbers are images. The next ones are triggered test images that the poisoned network got wrong and the
+# repaired one gets right. Above each stands its name before, and its name now.
 
 # %%
 now = predict(repair.model, triggered)
 back = int(((said != others.labels) & (now == others.labels)).sum())
+
+# %% tags=["hide-input"]
 title = f"{back} of {len(triggered)} triggered images flip back to their true class"
 mixed = torch.randperm(len(triggered), generator=torch.Generator().manual_seed(seed)).to(said.device)
 plots.show(
@@ -291,18 +370,15 @@ plots.show(
 )
 
 # %% [markdown]
-# ## 6. And when nothing is there?
+# ## 6. And if there is no backdoor?
 #
-# A defender doesn't know whether his network has a backdoor. If the same repair is run on a clean one, it prunes
-# something there, too: in almost any layer of a hundred filters some lie more than $\mu$ standard deviations above
-# the mean, backdoor or not. What does that cost, and could the defender tell from the scores that nothing was there?
+# A defender does not know whether the network has a backdoor at all. On a clean network the same repair prunes
+# filters, too: in almost any layer some scores lie more than $\mu$ standard deviations above the mean. What does that
+# cost? And could the defender tell from the scores that there was no backdoor?
 #
-# That takes a second network, the *clean twin*, trained the same way on clean images. To keep this notebook short it
-# makes its entrance in [01 · A poisoned ResNet-18](01_poisoned_resnet18.ipynb), whose section 8 does this very repair
-# to both and puts them in one table. From there on the twin is in every notebook.
-#
-# > **Predict first**, and write it down: will the repair prune more filters of the poisoned network, more of the clean
-# > one, or about as many? And how much ACC will the clean one lose?
+# For that we need a second network, the clean twin. It comes in
+# [01 · A poisoned ResNet-18](01_poisoned_resnet18.ipynb), where section 8 runs this repair on both networks. From then
+# on the twin is in every notebook.
 
 # %% [markdown]
 # ## 7. How to read the series, and how to run it
@@ -311,22 +387,25 @@ plots.show(
 # |---|---|---|
 # | 00 | Start here | what is a backdoor, and what is a repair? |
 # | 01 | [A poisoned ResNet-18](01_poisoned_resnet18.ipynb) | how few images does it take, and how is it measured? |
-# | 02 | [Spectral norm](02_spectral_norm.ipynb) | what do the weights give away, without a single image? |
-# | 03 | [Saliency](03_saliency.ipynb) | which filters does the clean task need? |
-# | 04 | [Activation norm](04_activation_norm.ipynb) | which filters sleep on clean images? |
-# | 05 | [Correlation](05_correlation.ipynb) | which filters keep to themselves? |
-# | 06 | [Suspiciousness](06_suspiciousness.ipynb) | what are the four worth together? |
-# | 07 | [Feature map pruning](07_feature_map_pruning.ipynb) | can hostile feature maps find the channels? |
-# | 08 | [Magnitude-based pruning](08_magnitude_pruning.ipynb) | does a weight's size against its use give it away? |
+# | 02 | [Spectral norm](02_spectral_norm.ipynb) | what do the weights tell, without a single image? |
+# | 03 | [Saliency](03_saliency.ipynb) | which filters do the clean images need? |
+# | 04 | [Activation norm](04_activation_norm.ipynb) | which filters are silent on clean images? |
+# | 05 | [Correlation](05_correlation.ipynb) | which filters are unlike the others? |
+# | 06 | [Suspiciousness](06_suspiciousness.ipynb) | what are the four worth together, and how does tuning go wrong? |
+# | 07 | [Feature map pruning](07_feature_map_pruning.ipynb) | can attacked feature maps find the filters? |
+# | 08 | [Magnitude-based pruning](08_magnitude_pruning.ipynb) | does the size of a weight, against its use, tell? |
 # | 09 | [Baselines](09_baselines.ipynb) | what do fine-tuning, distilling and learned masks do? |
-# | 10 | [Comparison](10_comparison.ipynb) | which of them would you take, on the same terms? |
+# | 10 | [Comparison](10_comparison.ipynb) | which defence would you take, on the same terms? |
 # | 11 | [Sample count](11_sample_count.ipynb) | how few clean images are enough? |
-# | 12 | [Mu](12_mu.ipynb) | where does one draw the line, and who draws it? |
+# | 12 | [Mu](12_mu.ipynb) | where is the threshold, and who chooses it? |
 # | 13 | [Open questions](13_open_questions.ipynb) | and if the attacker knows all this? |
 #
-# Each has the same rhythm: an idea, an equation, a few lines that are the equation, one layer, then the whole network,
-# then the same on the clean twin. *Predict first* means it: a guess that was written down turns a figure into an
-# answer. Read 00 to 06 in order the first time; every notebook also runs alone.
+# Each notebook goes the same way: an idea, an equation, a few lines of code that are the equation, one layer, the
+# whole network, and the same on the clean twin. Take *Predict first* seriously: write your guess down before you look.
+# An answer in words follows each figure. Read 00 to 06 in order the first time; each notebook also runs alone.
+#
+# The minutes to read on each page are counted with 120 words a minute, 12 visible lines of code a minute and 40
+# seconds for a figure; exercises come on top, and the whole series takes about 10 hours.
 #
 # **Run it.** In a checkout, `make notebooks` installs everything and runs the series, and `make lab` opens it in
 # JupyterLab.
@@ -339,7 +418,7 @@ plots.show(
 # papermill notebooks/00_start_here.ipynb out.ipynb -p draw 1    the same with papermill alone
 # ```
 #
-# The first four refuse an unknown name or a value out of range before any work; papermill alone only warns.
+# All of them refuse an unknown name or a value out of range before any work.
 #
 # | profile | images | network | for |
 # |---|---|---|---|
@@ -347,120 +426,162 @@ plots.show(
 # | `laptop` | CIFAR-10 | ResNet-18, narrow or of width 32, 10 epochs | real images without a GPU |
 # | `paper`, the default with a GPU and CIFAR-10 | CIFAR-10 | ResNet-18, width 64, 30 epochs | numbers to quote |
 #
-# A profile sets the scale and nothing else; what is studied stands in the parameters cell and means the same in all
-# three. Trained models are kept in a cache, found again by everything that shaped them, so each is trained once.
+# A profile sets how large a run is, and nothing else. What is studied stands in the parameters cell, and it means the
+# same in all three. Trained models are kept in a cache, so each is trained once.
 #
-# **Get the data.** `quick` needs none. CIFAR-10 is never downloaded unless you ask; it is found under `NBTOOLS_DATA`,
-# under `--data`, or in `data/`. Three ways to get it stand in `data/README.md`; the shortest is
+# **Get the data.** `quick` needs none. CIFAR-10 is never downloaded unless you ask. It is found under `NBTOOLS_DATA`,
+# under `--data`, or in `data/`. `data/README.md` tells three ways to get it; the shortest is
 # `nbtools.data.datasets.load("cifar10", download=True)`.
 #
-# **How honest the formulas are.** A formula marked [paper] is stated by the paper, one marked [ours] is our
-# reconstruction, where the paper's text could not be read. The four components of the suspiciousness score, the square
-# root and the threshold are [paper]; the formula that joins them, the signs of saliency and activation norm, and
-# $\varepsilon$ are [ours], and so is the tuning. Our numbers are those of our runs, not the paper's.
+# **How honest the formulas are.** A formula marked [paper] is stated by its paper. One marked [ours] is **our
+# reconstruction**, because we could not read the paper's text. Of the suspiciousness score, the four components, the
+# square root and the threshold are [paper]. The formula that joins them, the signs of saliency and activation norm,
+# $\varepsilon$ and the tuning are [ours]. All numbers are from our runs, not from the papers.
 
 # %% [markdown]
 # ## 8. The field's words
 #
 # | word | what it means here |
 # |---|---|
-# | backdoor | a behaviour, trained in, that a trigger switches on and that clean images don't show |
-# | trigger | what switches it on: a function from image to image |
-# | target class | the class that triggered images are sent to; *all-to-one*: from every other class |
+# | backdoor | a behaviour that was trained into a network; a trigger switches it on, clean images do not show it |
+# | trigger | what switches the backdoor on: a function that takes an image and returns a changed one |
+# | target class | the class that the network gives to triggered images; *all-to-one*: whatever their true class |
 # | poison rate | the share of the training set that carries the trigger |
-# | dirty label | the poisoned images' labels were changed to the target class |
-# | clean label | they were not: the attacker poisons only images that have that label already |
-# | clean twin | a model trained the same way on clean images |
-# | ACC, ASR, RA | clean accuracy, attack success rate, robust accuracy; section 2 |
-# | DER | defence effectiveness rating: (max(0, fall of ASR) - max(0, fall of ACC) + 1) / 2, in shares; exercise 2 |
-# | reserved images | clean images that the model never trained on; the defender draws his from these |
-# | draw | which of them he happens to get; a result that hangs on the draw is no result |
-# | filter | one output channel of a convolution, with its batch norm; also called neuron or channel |
-# | to prune | to set gamma and beta of a filter's batch norm to zero, so that its map vanishes |
-# | mask | which filters are pruned |
-# | to fine-tune | to train on a little with the few clean images, the mask held |
-# | score | a number a filter; higher is more suspicious |
-# | `mu` | how many standard deviations above its layer's mean a score must lie to be pruned; higher prunes less |
+# | dirty label | a way to poison: the label of each poisoned image is changed to the target class |
+# | clean label | another way: only images that have the target label already are poisoned, and no label is changed |
+# | clean image | an image without a trigger |
+# | clean twin | a model that was trained the same way on clean images only |
+# | ACC, ASR, RA | clean accuracy, attack success rate, robust accuracy; see section 2 |
+# | DER | defence effectiveness rating, (max(0, fall of ASR) - max(0, fall of ACC) + 1) / 2; all are shares in [0, 1] |
+# | reserved images | clean images that the model was never trained on; the defender's images come from these |
+# | draw | which of the reserved images the defender happens to get; a repair should not depend on it |
+# | oracle | a choice that was made with the trigger, which no real defender could make |
+# | filter | one output channel of a convolution, with its batch norm; papers also say neuron or channel |
+# | map | what a filter answers at all places of an image |
+# | to prune | to switch a filter off: gamma and beta of its batch norm become zero, and so does its map |
+# | mask | the list of which filters are pruned |
+# | to fine-tune | to train a little more, on the few clean images; pruned filters stay off |
+# | score | one number for each filter; higher is more suspicious |
+# | `mu` | the threshold: how many standard deviations above its layer's mean a score may lie; higher prunes less |
 # | TAC | trigger-activated change: how far the trigger moves a filter's map; only an evaluator can compute it |
 
 # %% [markdown]
-# ## 9. Exercises
+# ## 9. Symbols
 #
-# **Exercise 1** (easy, 5 minutes). ASR counts the triggered images that go to the target, RA those that go to their
-# true class. What share, in percent, goes to some *third* class, before the repair and after it? Use `said`, `now`,
-# `target` and `others.labels`.
-
-# %%
-third_before = ...  # your answer
-third_after = ...  # your answer
-
-rest = [round(100 - e.asr - e.ra, 6) for e in (few_before, on_few(repair.model))]
-checks.same(third_before, rest[0], "neither the target nor the label; and a share in percent, not a number of images")
-checks.same(third_after, rest[1], "the same with the repaired network's answers")
-
-# %% [markdown]
-# **Exercise 2** (easy, 5 minutes). One number for a whole repair, if one must have it, is DER (its formula stands in
-# the glossary). Compute it in percent for this repair. What would it be for a defence that does nothing?
-
-# %%
-rating = ...  # your answer
-
-from nbtools.evaluator.evaluation import der
-
-checks.same(rating, der(poisoned.before, after), "falls are before minus after, as shares in [0, 1]; then times 100")
-
-# %% [markdown]
-# **Exercise 3** (medium, 10 minutes). How much was luck? Repeat the repair without tuning,
-# `replace(defence, fine_tune=None)`, on draws 0 to 2 of clean images, and keep each ASR (`on_few` is enough).
-
-# %%
-asr_by_draw = ...  # your answer: three numbers, draws 0, 1, 2
-
-if asr_by_draw is not ...:
-    blind = replace(defence, fine_tune=None)
-    drawn = [run.draw(samples_per_class, draw=number) for number in range(3)]
-    right = [on_few(blind(poisoned.model, images).model).asr for images in drawn]
-    checks.same(asr_by_draw, torch.tensor(right), "run.draw(samples_per_class, draw=number) is what changes")
-
-# %% [markdown]
-# ## 10. What we saw, and what this does not show
+# Each symbol means the same in all notebooks.
 #
-# - A network can be right on clean images and wrong on command, and clean accuracy doesn't tell. ACC, ASR and RA,
-#   together and with intervals, describe it.
-# - A repair is a function of a model and a few clean images. The figure in section 5 says how far it got here.
-# - It does **not** show that the repair works on other attacks, other networks or another draw of images: one run is an
-#   example. And it does not show what the repair costs where nothing is wrong; that is notebook 01.
+# | symbol | what it stands for |
+# |---|---|
+# | $x$, $y$ | an image with values in $[0, 1]$; its true class |
+# | $n$ | a number of images, or of trials |
+# | $t(x)$, $b$, $P$ | the image under the trigger; the mask of the trigger's pixels (0 or 1); its pattern |
+# | $F$, $\theta$ | the network; all its weights |
+# | $z$, $p$ | the network's logits, which are its raw outputs, one for each class; their softmax, the probabilities |
+# | $\ell$, $L$, $g$ | the loss of one image; the mean loss of several; a gradient |
+# | $l$, $C_l$, $i$, $j$ | a layer; the number of its filters; two of its filters |
+# | $W_i$, $k$, $u$ | the weights of filter $i$; its width in pixels; the patch of the input that it looks at |
+# | $\gamma_i$, $\beta_i$ | scale and shift of the batch norm behind filter $i$ |
+# | $v_i$, $\epsilon_\mathrm{bn}$ | its running variance; a small constant that is added to the variance |
+# | $A_i(x)$ | the filter's map of the image $x$ |
+# | $\sigma_i$, $s_i$, $a_i$, $r_i$ | spectral norm; saliency; activation norm; mean absolute correlation |
+# | $\rho_{ij}$ | the correlation of two filters' maps, or another correlation |
+# | $\tilde\sigma_i$, $\tilde s_i$, ... | the same, divided by the mean of its layer |
+# | $\varepsilon$ | the 0.01 in the score, which keeps it finite |
+# | $S_i$, $\mu$ | the suspiciousness score; its threshold, `mu` |
+# | $M_i$, $m_i$ | a filter's magnitude; its mask, from 0 (off) to 1 (on) |
+# | $\eta$, $\lambda$, $\alpha$ | a learning rate; the weight of a penalty; a share, of a blend or of a mixed loss |
+# | $\tau$, $q$ | a temperature, or another threshold; a share of trials |
+# | $\delta$, $\xi$, $\Delta$, $R$ | perturbations; the amplitude of the trigger SIG; the radius of a perturbation |
+#
+# And here is where the most important ones stand in the code:
+#
+# | in the papers | here |
+# |---|---|
+# | trigger, $x \mapsto t(x)$ | `nbtools.attacker.triggers.BadNets` and others, called on images in $[0, 1]$ |
+# | ACC, ASR, RA | `nbtools.evaluator.evaluation.Evaluator`, here `poisoned.evaluate` |
+# | suspiciousness score $S_i$ | `nbtools.defender.score.suspiciousness` |
+# | $S_i > \mathrm{mean}_l(S) + \mu \cdot \mathrm{std}_l(S)$ | `nbtools.defender.pruning.threshold` |
+# | pruning and tuning | `nbtools.defender.Suspiciousness`, called on a model and clean images |
+
+# %% [markdown]
+# ## 10. Exercises
+#
+# **Exercise 1** (easy, 5 minutes). With the trigger, the network can call an image the target class, its true class,
+# or some *third* class. What is the share of each, in percent? Give an array with two rows, before the repair and
+# after it, and three columns: target, true, third. Use `said`, `now`, `target` and `others.labels`.
+
+# %%
+three_ways = ...  # your answer, [2, 3], percent
+
+exercises.three_ways(three_ways, said, now, others.labels, target)
+
+# %% [markdown]
+# **Exercise 2** (easy, 5 minutes). DER is one number for a whole repair; its formula stands in section 8. Write it as
+# a function of four numbers in percent, in this order: ASR before, ACC before, ASR after, ACC after. It returns DER in
+# percent. What is DER for this repair? What is it for a defence that does nothing?
+
+# %%
+rating = ...  # your answer: a function of four numbers in percent, to percent
+
+exercises.rating(rating)
+
+# %% [markdown]
+# **Exercise 3** (medium, 10 minutes). How much of it was luck? Repeat the repair without tuning,
+# `replace(defence, fine_tune=None)`, with draws 0, 1 and 2 of clean images. Give ASR and ACC after each, measured by
+# `on_few`.
+
+# %%
+by_draw = ...  # your answer, [3, 2]: one row for each draw, ASR and ACC in percent
+
+exercises.by_draw(by_draw, run, defence, poisoned.model, on_few, samples_per_class)
+
+# %% [markdown]
+# ## 11. What we saw, and what this does not show
+#
+# - A network can be right on clean images and wrong on command. Clean accuracy does not show it; ACC, ASR and RA
+#   together, with intervals, do.
+# - A repair takes a model and a few clean images. Section 5 says how far it got here.
+# - It does **not** show that the repair works on other attacks, on other networks or with other clean images: one run
+#   is an example. And it does not show what the repair costs where there is no backdoor. That is in notebook 01.
 #
 # **For the reading group**
-# 1. Who, in practice, could be the attacker, and at which moment does he have to act?
-# 2. Why does a defender who may look at the trigger have too easy a game? Name a choice that he could make better.
-# 3. Which RA would you expect of a network that never had a backdoor: its ACC, more, or less?
+# 1. Who could be the attacker in practice, and when would they have to act?
+# 2. Why is the game too easy for a defender who may look at the trigger? Name a choice that they could make better.
+# 3. Which RA do you expect of a network that never had a backdoor: its ACC, more, or less?
 #
 # **Further reading**: Gu et al., *BadNets* ([1708.06733](https://arxiv.org/abs/1708.06733)): where it began, with a
-# street sign. Li et al., *Backdoor learning: a survey* ([2007.08745](https://arxiv.org/abs/2007.08745)): the map of
-# attacks and defences. Wu et al., *BackdoorBench* ([2206.12654](https://arxiv.org/abs/2206.12654)): many attacks and
-# defences under one recipe; read it before you compare the tables of two papers.
+# street sign. Li et al., *Backdoor learning: a survey* ([2007.08745](https://arxiv.org/abs/2007.08745)): an overview
+# of attacks and defences. Wu et al., *BackdoorBench* ([2206.12654](https://arxiv.org/abs/2206.12654)): many attacks
+# and defences, trained the same way; read it before you compare the tables of two papers.
 
 # %% [markdown]
 # ## Solutions
 
 # %% tags=["solution", "hide-input"]
-third_before = 100 * ((said != target) & (said != others.labels)).double().mean()
-third_after = 100 * ((now != target) & (now != others.labels)).double().mean()
-checks.same(third_before, rest[0], "")
-checks.same(third_after, rest[1], "")
-print(f"to a third class: {third_before:.1f} % before, {third_after:.1f} % after")
+three_ways = []
+for replies in (said, now):
+    to_target, to_true = replies == target, replies == others.labels
+    shares = [float(hit.double().mean()) for hit in (to_target, to_true, ~to_target & ~to_true)]
+    three_ways.append([100 * share for share in shares])
+exercises.three_ways(three_ways, said, now, others.labels, target)
+print(f"to a third class: {three_ways[0][2]:.1f} % before, {three_ways[1][2]:.1f} % after")
 
-falls = [(poisoned.before.asr - after.asr) / 100, (poisoned.before.acc - after.acc) / 100]
-rating = 100 * (max(0, falls[0]) - max(0, falls[1]) + 1) / 2
-checks.same(rating, der(poisoned.before, after), "")
-print(f"DER {rating:.1f} %; a defence that does nothing gets 50")
 
-asr_by_draw = []
+def rating(asr_before, acc_before, asr_after, acc_after):
+    falls = (asr_before - asr_after) / 100, (acc_before - acc_after) / 100
+    return 100 * (max(0, falls[0]) - max(0, falls[1]) + 1) / 2
+
+
+exercises.rating(rating)
+print(f"DER {rating(poisoned.before.asr, poisoned.before.acc, after.asr, after.acc):.1f} %", end="; ")
+print(f"a defence that does nothing gets {rating(97, 92, 97, 92):g}")
+
+by_draw = []
 for number in range(3):
     pruned = replace(defence, fine_tune=None)(poisoned.model, run.draw(samples_per_class, draw=number))
-    asr_by_draw.append(on_few(pruned.model).asr)
-print("ASR after pruning alone, draws 0 to 2:", "  ".join(f"{asr:.1f}" for asr in asr_by_draw))
+    by_draw.append([on_few(pruned.model).asr, on_few(pruned.model).acc])
+exercises.by_draw(by_draw, run, defence, poisoned.model, on_few, samples_per_class)
+print("after pruning alone, draws 0 to 2:", "  ".join(f"ASR {asr:.1f}, ACC {acc:.1f};" for asr, acc in by_draw))
 
 # %% [markdown]
 # Next: [01 · A poisoned ResNet-18](01_poisoned_resnet18.ipynb)

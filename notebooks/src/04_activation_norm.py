@@ -1,28 +1,56 @@
 # %% [markdown]
 # # 04 · Activation norm
 #
-# At the end of this notebook you have looked at what filters answer to clean images, and to the trigger; and you can
-# say how far silence on clean images gives a backdoor away.
+# [![Open in Colab](figures/colab.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/04_activation_norm.ipynb)
+# [![Open on Binder](figures/binder.svg)](https://mybinder.org/v2/gh/OWNER/REPOSITORY/main?labpath=notebooks/04_activation_norm.ipynb)
+#
+# At the end of this notebook you have seen what filters answer to clean images, and to the trigger. And you can say how
+# far silence on clean images gives a backdoor away.
 #
 # Papers: *suspiciousness score* ([arXiv 2311.07417](https://arxiv.org/abs/2311.07417)), whose third term this is;
-# fine-pruning (Liu et al., RAID 2018, [arXiv 1805.12185](https://arxiv.org/abs/1805.12185)), which pruned dormant
-# filters before. **The formula is reconstructed from the first paper's summary**, which names "activation values" and
-# no more: that it is the map's norm, taken behind the ReLU, and that *low* is suspicious, are our choices.
+# fine-pruning (Liu et al., RAID 2018, [arXiv 1805.12185](https://arxiv.org/abs/1805.12185)), which pruned silent
+# (*dormant*) filters before. **The formula is reconstructed from the first paper's summary.** The summary names
+# "activation values" and no more. That we take the map's norm, behind the ReLU, and call *low* suspicious, are our
+# choices.
 
 # %% [markdown]
 # > **You will learn**
-# > - how to look into a network: the maps of its filters, caught by a hook
+# > - how to look into a network: the maps of its filters, caught by a hook (a function that PyTorch calls)
 # > - what the mean norm of a map says, and which filters are dormant
 # > - which filters a trigger lights up, and whether they are the dormant ones
 # >
 # > **Read before**: [03 · Saliency](03_saliency.ipynb) ·
-# > **minutes to read**: 15 · **to run**: printed at the very end
+# > **minutes to read**: 29 · **to run**: printed at the very end
 #
 # | who | knows here | does |
 # |---|---|---|
 # | attacker | training set | put the trigger on a few training images |
 # | defender | the model and a few **clean images**, no label needed | measures the maps, prunes |
 # | evaluator | test set and trigger | shows what the trigger lights up; reports ACC, ASR and TAC |
+#
+# *ACC* is the accuracy on clean test images. *ASR*, the attack success rate, is the share of triggered images that the
+# network takes for the target class. *RA*, robust accuracy, is the share of them that it takes for what they
+# are. *TAC*, the trigger-activated change, says how much the trigger changes a filter's map: the mean norm of the
+# difference.
+
+# %% tags=["install", "hide-input"]
+# Does nothing where nbtools is installed. Elsewhere, as on Colab, it fetches the series and installs it.
+from importlib.util import find_spec
+
+if find_spec("nbtools") is None:
+    import os
+    import subprocess
+    import sys
+
+    address = "https://github.com/OWNER/REPOSITORY"
+    checkout = "backdoor-series"
+    clone = ["git", "clone", "--quiet", "--depth", "1", address, checkout]
+    if not os.path.isdir(checkout) and subprocess.run(clone).returncode:
+        sys.exit(f"{address} could not be fetched: is the address right, and is there a network?")
+    sys.path.insert(0, checkout)
+    from nbtools.series.install import install
+
+    install()
 
 # %% tags=["parameters"]
 profile = ""  # quick, laptop or paper; "" is paper with a GPU and CIFAR-10, else quick
@@ -48,6 +76,8 @@ from nbtools.data.images import Images
 from nbtools.evaluator.agreement import agreement
 from nbtools.networks.units import prunable_units
 from nbtools.series import checks, plots, terms
+from nbtools.series.exercises import activation_norm as exercises
+from nbtools.series.words import answer
 
 plots.style()
 run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
@@ -64,17 +94,17 @@ pd.DataFrame({model.name: model.before_at_a_glance.row() for model in both}).T.r
 # |---|---|
 # | $A_i(x)$, the map of filter $i$, behind batch norm and ReLU | `nbtools.networks.maps.watch` |
 # | $a_i$, the mean norm of the map | `nbtools.defender.components.components(...).activation` |
-# | $1 / (\tilde a_i + e)$, $\tilde a = a / \mathrm{mean}_l(a)$ | `nbtools.series.terms.low_is_suspicious` |
-# | $\tilde\sigma_i \sqrt{1 / (\tilde a_i + e)}$, the term behind the norm | `nbtools.series.terms.behind_norm` |
-# | $\mathrm{mean}_l + \mu \cdot \mathrm{std}_l$ | `nbtools.defender.pruning.threshold` |
+# | $1 / (\tilde a_i + \varepsilon)$, the term (see section 5) | `nbtools.series.terms.low_is_suspicious` |
+# | $\tilde\sigma_i \sqrt{1 / (\tilde a_i + \varepsilon)}$, behind the norm (02) | `nbtools.series.terms.behind_norm` |
+# | the threshold $\mathrm{mean}_l + \mu \cdot \mathrm{std}_l$ | `nbtools.defender.pruning.threshold` |
 # | TAC, trigger-activated change | `nbtools.evaluator.agreement.tac`, the evaluator's |
 
 # %% [markdown]
 # ## 1. What a filter answers
 #
-# A filter slides over its input and leaves a *map*: at each position, how strongly it found there what it looks for.
-# PyTorch lets us listen in: a *forward hook* on the batch norm gets its output at every call. The ReLU comes after it,
-# so we apply it ourselves.
+# A filter slides over its input and leaves a *map*. The map says, at each position, how strongly the filter found there
+# what it looks for. PyTorch lets us see it: a *forward hook* is a function that gets a layer's output at every call. We
+# hang one on the batch norm. The ReLU comes after it, so we apply it ourselves.
 
 
 # %%
@@ -98,7 +128,7 @@ for layer in (early, late):
     print(f"{layer}: {few.floats().shape} -> {maps_of(poisoned.model, layer, few.floats()).shape}")
 
 
-# %%
+# %% tags=["hide-input"]
 def bare(axes) -> None:
     """Pictures need no ticks, only a thin frame: a white trigger would be lost on a white page."""
     for axis in axes.flat:
@@ -107,7 +137,7 @@ def bare(axes) -> None:
 
 
 def draw_maps(images: Images, maps: torch.Tensor, filters: list[int], title: str) -> plt.Figure:
-    """One row an image: the image, then the maps of the given filters; each filter has one colour scale."""
+    """One row for each image: it, then the maps of the given filters; each filter has one colour scale."""
     figure, axes = plt.subplots(len(images), 1 + len(filters), figsize=(1.05 * (1 + len(filters)), 1.12 * len(images)))
     for row, axis_row in enumerate(axes):
         axis_row[0].imshow(plots.pixels(images.images[row]))
@@ -131,25 +161,27 @@ for layer, what in ((early, "edges and colours, where they are"), (late, "few po
     )
 
 # %% [markdown]
-# Each filter has its own colour scale, black is zero. Go down a column: how differently does one filter answer three
-# images? And look at the columns on the right: a filter that stays black on the clean images does nothing for them.
+# Each filter has its own colour scale; black is zero. A column shows one filter's answers to three images. A filter
+# that stays black on the clean images does nothing for them.
 
 # %% [markdown]
-# ## 2. One number a filter
+# ## 2. One number for each filter
 #
-# The map's Frobenius norm says how loudly the filter answered one image, and the mean over the clean images how loudly
-# it answers in general:
+# A map's Frobenius norm is the square root of the sum of its squared values. It says how loudly the filter answered one
+# image. The mean over the $n$ clean images says how loudly it answers in general:
 #
-# $$a_i = \frac{1}{n} \sum_{x \in D} \lVert A_i(x) \rVert_F$$
+# $$a_i = \frac{1}{n} \sum_x \lVert A_i(x) \rVert_F$$
 #
-# For one layer, image by image. The images are sorted by class and the filters by their mean norm: look for filters
-# that answer some classes and not others.
+# Here is one layer, image by image. The images are sorted by class, the filters by their mean norm. A row that is
+# bright in the columns of one class only is a filter that answers to that class.
 
 # %%
 maps = maps_of(poisoned.model, late, clean.floats())
 loudness = maps.flatten(2).norm(dim=2)  # [images, filters]
 norm_of_layer = loudness.mean(0)  # [filters]
+print(f"{late}: {len(norm_of_layer)} filters, mean norm from {norm_of_layer.min():.2f} to {norm_of_layer.max():.2f}")
 
+# %% tags=["hide-input"]
 figure, axis = plt.subplots(figsize=(9, 3.6))
 order = norm_of_layer.argsort(descending=True)
 shown = order[:: -(-len(order) // 128)]  # of a wide layer every second filter, or every fourth
@@ -166,8 +198,8 @@ figure.colorbar(picture, label="norm of the map")
 plots.show(figure, "Heat map: norm of each filter's map for each clean image, images sorted by class.")
 
 # %% [markdown]
-# Now all layers, in one forward pass. `watch` hangs a hook like ours on every unit; nothing but running sums is kept,
-# so it does not matter how many images there are.
+# Now all layers, in one forward pass. `watch` hangs a hook like ours on every batch norm. We keep nothing but running
+# sums, so there may be any number of images.
 
 # %%
 from nbtools.networks.maps import watch
@@ -200,27 +232,31 @@ print(f"one layer, one pass over the network and nbtools.defender.components.com
 # %% [markdown]
 # ## 3. Dormant filters
 #
-# Fine-pruning starts from an observation: on clean images part of a network's filters hardly answers at all. Its
-# authors argue that a backdoor lives there: the attacker's training found free room in filters that the clean task does
-# not use. So here is how many there are. We draw the line generously, and call a filter dormant if its norm is below
-# half of its layer's mean.
+# Fine-pruning starts from an observation: on clean images, part of a network's filters hardly answers at all. Its
+# authors argue that a backdoor lives there, because training finds free room for it in filters that the clean task does
+# not use. How many such filters are there? We call a filter *dormant* if its norm is below half of its layer's mean.
 #
 # > **Predict first.** Does the poisoned model have more dormant filters than its clean twin?
 
 # %%
 half = 0.5
+relative, dormant, silent = {}, {}, {}
+for model in both:
+    relative[model.name] = {name: value / value.mean() for name, value in activation[model.name].items()}
+    shares = {name: float((value < half).double().mean()) for name, value in relative[model.name].items()}
+    dormant[model.name] = {name: 100 * share for name, share in shares.items()}
+    everything = torch.cat(list(relative[model.name].values()))
+    silent[model.name] = int((everything < half).sum())
+    print(f"{model.name}: {silent[model.name]} of {len(everything)} filters are dormant")
+
+# %% tags=["hide-input"]
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 4.2))
-dormant = {}
 for model, color in zip(both, (plots.POISONED, plots.CLEAN), strict=True):
-    relative = {name: value / value.mean() for name, value in activation[model.name].items()}
-    dormant[model.name] = {name: 100 * float((value < half).double().mean()) for name, value in relative.items()}
     axes[0].plot(
         list(dormant[model.name]), list(dormant[model.name].values()), "o-", ms=4, color=color, label=model.name
     )
-    ranked = relative[late].sort(descending=True).values.cpu()
+    ranked = relative[model.name][late].sort(descending=True).values.cpu()
     axes[1].plot(torch.linspace(0, 100, len(ranked)), ranked, color=color, label=model.name)
-    everything = torch.cat(list(relative.values()))
-    print(f"{model.name}: {int((everything < half).sum())} of {len(everything)} filters are dormant")
 axes[0].set(ylabel="dormant filters (%)", title="Dormant filters, layer by layer")
 axes[0].tick_params(axis="x", labelrotation=90, labelsize=8)
 axes[1].axhline(half, color=plots.GREY, ls=":")
@@ -230,17 +266,31 @@ for axis in axes:
     axis.legend(frameon=False, fontsize=9)
 plots.show(figure, "Left: share of dormant filters by layer. Right: sorted norms of one layer. Poisoned and twin.")
 
+# %% tags=["hide-input"]
+mine, twins = silent[poisoned.name], silent[clean_twin.name]
+answer(
+    f"You were right if you said {'yes' if mine > twins else 'no'}: {mine} of {len(everything)} filters are dormant in "
+    f"the poisoned model, and {twins} in its clean twin. "
+    + (
+        "But the twin has no backdoor, and most of the silence is there as well: a filter can be dormant for other "
+        "reasons. To count dormant filters does not tell whether a network is poisoned."
+        if twins > mine / 2
+        else "Two networks are too few to say that the backdoor made the difference."
+    )
+)
+
 # %% [markdown]
 # ## 4. The filters that the trigger lights up
 #
-# So far we were the defender. Now the evaluator puts the trigger on test images and shows the same filters again. For
-# a middle and a late layer these are the three filters with the highest *trigger-activated change*: before, after, and
-# under each map its norm. Before and after share one colour scale.
+# So far we were the defender. Now the evaluator puts the trigger on test images and shows the three filters of a layer
+# with the highest TAC: their maps before and after, and under each map its norm. Before and after share one colour
+# scale.
 
 # %%
 others, truth = terms.ground_truth(both, run.splits.test, seed)  # TAC on 20 test images of each class but the target
 
 
+# %% tags=["hide-input"]
 def light_up(trained: object, layer: str, images: Images, top: int = 3) -> plt.Figure:
     """Image and triggered image, then the maps of the filters that the trigger moves most, before and after."""
     pairs = [images.floats(), trained.trigger(images.floats())]
@@ -274,48 +324,76 @@ for trained, layer in ((poisoned, "layer2.1.conv1"), (poisoned, late), (clean_tw
     )
 
 # %% [markdown]
-# In the middle layer the maps still have the image's geometry: look where the change sits, and whether it is where the
-# trigger is. In the late layer there is next to no geometry left: look whether the *same* filters light up for every
-# image, whatever it shows. Then compare with the twin in the last figure, by the numbers: the colour scale is each
-# filter's own.
+# In the middle layer a map still shows *where* something is: compare the place of the change with the place of the
+# trigger. In the late layer a map has only a few positions left. In the last figure, the twin's, compare the norms
+# under the maps: each filter has its own colour scale, so the colours do not tell how loud it is.
 #
-# All filters at once: across, a filter's norm on clean test images; upwards, on the same images with the trigger. On
-# the diagonal nothing changes.
+# Now all filters of one layer at once. Across: a filter's norm on clean test images. Upwards: its norm on the same
+# images with the trigger. On the diagonal nothing changes. TAC counts a change in either direction, so a filter with a
+# high TAC can also lie below the diagonal.
 #
-# > **Predict first.** Will the filters far above the diagonal start from the left edge (dormant), or from the middle?
+# > **Predict first.** Will the filters far above the diagonal start from the left edge (dormant, below 0.5), or from
+# > the middle?
 
 # %%
 from nbtools.attacker.triggers import stamp
 
+rise, places = {}, {}
+for trained in both:
+    quiet = activation_norms(trained.model, others)[late].cpu()
+    lit = activation_norms(trained.model, stamp(trained.trigger, others))[late].cpu()
+    places[trained.name] = quiet / quiet.mean(), lit / quiet.mean()
+    rise[trained.name] = float(truth[trained.name][late].topk(3).values.mean() / quiet.mean())
+    print(f"{trained.name}: the three ringed filters' TAC is {rise[trained.name]:.2f} times their layer's mean norm")
+
+# %% tags=["hide-input"]
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.4), sharex=True, sharey=True)
-rise = {}
 for axis, trained, color in zip(axes, both, (plots.POISONED, plots.CLEAN), strict=True):
-    quiet = activation_norms(trained.model, others)
-    lit = activation_norms(trained.model, stamp(trained.trigger, others))
     top = truth[trained.name][late].topk(3).indices.cpu()
-    scale = float(quiet[late].mean())
-    across, upwards = quiet[late].cpu() / scale, lit[late].cpu() / scale
+    across, upwards = places[trained.name]
     axis.scatter(across, upwards, s=14, color=color, alpha=0.6, linewidth=0)
     axis.scatter(across[top], upwards[top], s=70, facecolor="none", edgecolor="black", linewidth=0.9)
     axis.axline((0, 0), slope=1, color=plots.GREY, lw=1)
     axis.set(title=trained.name, xlabel="norm on clean images / the layer's mean")
-    rise[trained.name] = float((truth[trained.name][late].topk(3).values / quiet[late].mean()).mean())
-    print(f"{trained.name}: the three ringed filters' TAC is {rise[trained.name]:.2f} times their layer's mean norm")
 axes[0].set_ylabel("norm on triggered images / the same mean")
 figure.suptitle(
     f"{late}: what the trigger lights up (ringed: the three highest TACs)", x=0.01, ha="left", fontweight="bold"
 )
-plots.show(figure, "Scatter: norm with the trigger against norm without, one point a filter, poisoned model and twin.")
+plots.show(
+    figure, "Scatter: norm with the trigger against norm without, one point for each filter, poisoned model and twin."
+)
+
+# %% tags=["hide-input"]
+across, upwards = places[poisoned.name]
+risen = across[upwards - across > 1]  # where those start that rise by more than the layer's mean
+share = float((risen < half).double().mean()) if len(risen) else 0.5
+where = "the left edge" if share > 2 / 3 else "the middle" if share < 1 / 3 else "both" if len(risen) else "neither"
+answer(
+    f"You were right if you said {where}: {len(risen)} of {len(across)} filters rise by more than the layer's mean. "
+    + (f"On clean images their norm is {risen.mean():.1f} times that mean, " if len(risen) else "")
+    + f"and the number of dormant ones among them is {int((risen < half).sum())}. "
+    + (
+        "So in this layer the trigger lights up filters that the clean images use. Section 6 asks about all layers."
+        if share < 1 / 3
+        else "So here the backdoor does use filters that the clean images leave silent."
+        if len(risen)
+        else "The trigger changes this layer in smaller steps."
+    )
+)
 
 # %% [markdown]
 # ## 5. Is silence suspicious?
 #
-# The term in the score follows fine-pruning: low is suspicious, so it divides [ours],
+# The term of the score follows fine-pruning. Low is suspicious, so the norm is divided by [ours]:
 #
-# $$\frac{1}{\tilde a_i + e}, \qquad \tilde a_i = \frac{a_i}{\mathrm{mean}_l(a)}, \quad e = 0.01$$
+# $$\frac{1}{\tilde a_i + \varepsilon}, \qquad \tilde a_i = \frac{a_i}{\mathrm{mean}_l(a)}, \quad \varepsilon = 0.01$$
 #
-# The evaluator's figure above hints at how well that can work. Now layer by layer, against TAC, with two variants: the
-# maps before the ReLU, and the mean of the map instead of its norm, which is what fine-pruning measures.
+# Now layer by layer, against TAC, with two variants: the maps before the ReLU, and the mean of the map instead of its
+# norm, which is what fine-pruning measures. The *rank correlation* is 1 where two measures put the filters in the same
+# order, 0 where the orders have nothing in common, and -1 where one is the reverse of the other. The *precision* is the
+# share of TAC's ten highest filters that are among the term's ten highest.
+#
+# > **Predict first.** Will silence agree with TAC: is the rank correlation above zero, near zero or below?
 
 # %%
 from nbtools.defender.score import EPSILON, suspiciousness
@@ -352,42 +430,104 @@ lines = {
 terms.show_agreement(lines, "Agreement of silence with TAC, layer by layer")
 terms.mean_agreement(lines, last).round(2)
 
+# %% tags=["hide-input"]
+agreed = terms.mean_agreement(lines, last)
+term, twin = agreed.loc["low norm (the score's term)"], agreed.loc["the clean twin: low norm"]
+sign = "above" if term.spearman > 0.1 else "below" if term.spearman < -0.1 else "near"
+answer(
+    f"You were right if you said {sign} zero: in stages 3 and 4 (without the shortcuts) the mean "
+    f"rank correlation is {term.spearman:+.2f}, and in the twin {twin.spearman:+.2f}. "
+    + (
+        "TAC is a *change*: a filter that is loud anyway has more to change, backdoor or not. That pulls the rank "
+        "correlation of silence down, as the twin shows. "
+        if max(term.spearman, twin.spearman) < 0
+        else ""
+    )
+    + f"Of TAC's ten highest filters, the term's ten highest hold {10 * term.precision:.1f}, "
+    f"and a random order {10 * term.chance:.1f}."
+)
+
 # %% [markdown]
-# The table is the mean over stages 3 and 4 without the shortcuts. Read the two columns apart. TAC is a *change*, and a
-# filter that is loud anyway has more to change, backdoor or not; that pulls the rank correlation of silence down, and
-# the twin's line shows how far. What a threshold prunes is only the top end, and that is the precision's column.
-#
 # ## 6. Pruning by silence alone
 #
-# > **Predict first.** A dormant filter does nothing for clean images. Is it free to prune?
+# The rank correlation judges the order of *all* filters. A threshold prunes only those at the top of the order. So a
+# low rank correlation does not settle what pruning does.
+#
+# > **Predict first.** A dormant filter does little for clean images. Is it free to prune? And, after that rank
+# > correlation, will ASR fall?
 
 # %%
 sweep = pd.DataFrame(trained.pruned(scores[trained.name], level) for trained in both for level in mus)
 run.save_rows(sweep, "04_activation_norm")
 terms.show_sweep(sweep, both, "Pruning by silence alone: what it breaks, and what it costs")
 
+# %% tags=["hide-input"]
+from nbtools.defender.pruning import threshold
+
+had = {model.name: model.before_at_a_glance.row() for model in both}
+mine, twin = poisoned.name, clean_twin.name
+swept = {model.name: sweep[sweep.model == model.name].set_index("mu") for model in both}
+lost = pd.DataFrame({name: had[name]["acc"] - rows.acc for name, rows in swept.items()})
+after, most = swept[mine], min(mus)
+level = (after.asr + 1000 * (lost[mine] > 2)).idxmin()  # the lowest ASR for at most two points of ACC
+worst, asr = lost.loc[level].max(), after.asr[level]
+took = threshold(scores[mine], level)
+moved = sum(int((cut & (truth[mine][n] >= truth[mine][n].quantile(0.75))).sum())
+            for n, cut in took.pruned.items())  # fmt: skip
+answer(
+    f"You were right if you said {'yes' if worst < 0.5 else 'nearly' if worst < 3 else 'no'}: pruning {took.count} "
+    f"filters at $\\mu$ = {level:g} takes ACC from {had[mine]['acc']:.1f} to {after.acc[level]:.1f}, in the twin from "
+    f"{had[twin]['acc']:.1f} to {swept[twin].acc[level]:.1f}. With {int(after.pruned[most])} filters, at $\\mu$ = "
+    f"{most:g}, it is {after.acc[most]:.1f} and {swept[twin].acc[most]:.1f}. At $\\mu$ = {level:g} ASR goes from "
+    f"{had[mine]['asr']:.1f} to {asr:.1f}"
+    + (
+        f", although the rank correlation with TAC is {term.spearman:+.2f}: the two measures contradict each other. Of "
+        f"the pruned filters {100 * moved / took.count:.0f} % are among the quarter of their layer that the trigger "
+        "moves most (by chance: 25 %). Pruning only asks whether enough of the backdoor's filters are at the "
+        "top; the order of all the others does not matter. Notebook 06 tests this with the whole score."
+        if asr < had[mine]["asr"] / 2 and term.spearman < 0.2
+        else ": most of the backdoor stands on other filters."
+        if asr > had[mine]["asr"] / 2
+        else "."
+    )
+)
+
 # %% [markdown]
-# Left: is there a threshold at which orange is down and blue still up? Right: what is paid where nothing needs repair?
-# The threshold prunes in every layer at once; fine-pruning takes the last convolution only, one filter after the other,
-# and stops when the accuracy on its clean images falls.
+# Two differences from fine-pruning: the threshold prunes in every layer at once, and it looks at no accuracy.
+# Fine-pruning takes the last convolution only, one filter after the other, and stops when the accuracy on its clean
+# images falls.
 #
 # In the score the term does not work alone. It multiplies the spectral norm of notebook 02, and only has to say which
-# of the *loud* filters the clean images use: a filter that can be loud and stays silent waits for something. So once
-# more, behind the norm: without the term, with our sign, and with the sign turned.
+# of the filters that *can* be loud are used by the clean images. A filter that can be loud and stays silent may wait
+# for a trigger. So once more, with the norm: without the term, with our sign, and with the sign turned.
+#
+# > **Predict first.** At the same threshold, what will the term add to the norm: a higher ACC, a lower ASR or both?
 
 # %%
 names = ("norm, silence suspicious (ours)", "norm, loudness suspicious")
 ablation = terms.prune_by_each(poisoned, terms.behind_norm(parts[poisoned.name], "activation", *names), mu)
 ablation.round(1)
 
+# %% tags=["hide-input"]
+alone, low, high = (row for _, row in ablation.iterrows())
+saves, lowers = low.acc > alone.acc + 1, low.asr < alone.asr - 1
+gain = "both" if saves and lowers else "a higher ACC" if saves else "a lower ASR" if lowers else "neither"
+answer(
+    f"You were right if you said {gain}: ACC goes from {alone.acc:.1f} (norm alone) to {low.acc:.1f}, ASR from "
+    f"{alone.asr:.1f} to {low.asr:.1f}. With the sign turned, ACC is {high.acc:.1f} and ASR {high.asr:.1f}. "
+    + (
+        f"But silence without the norm left an ACC of {after.acc[level]:.1f} (and an ASR of {asr:.1f}) at $\\mu$ = "
+        f"{level:g}: the accuracy that is lost here is lost through the norm."
+        if low.acc < after.acc[level] - 2
+        else ""
+    )
+)
+
 # %% [markdown]
-# Compare `acc` and `asr` of the first two rows: the term takes filters that the clean images use out of the race, and
-# lets silent ones in. The third row says what the other sign would have done.
-#
 # ## 7. Another draw of clean images
 #
 # The number also depends on which images were drawn. How much of the ranking is left with other images, and with one
-# image a class instead of many?
+# image of each class instead of many?
 
 # %%
 count = max(draws or run.profile.draws, 2)
@@ -399,62 +539,61 @@ terms.show_redrawn(lines, title, alt, legend="clean images")
 # %% [markdown]
 # ## 8. Exercises
 #
-# **Exercise 1** (easy, 5 minutes). For each filter of `late`, on what share of the clean images does it answer nothing
-# at all, a map of zeros? Compute it from `maps` `[images, filters, h, w]`.
+# **Exercise 1** (easy, 5 minutes). On what share of the images does a filter answer nothing at all, that is, with a map
+# of zeros? Write a function that takes maps `[images, filters, h, w]` and returns this share for each filter. It is
+# tried on `maps` and on maps that were made up.
 
 # %%
-silent_share = ...  # your answer, [filters]
+silent_share = ...  # your answer, a function that returns [filters]
 
-checks.same(
-    silent_share,
-    (maps.amax((2, 3)) == 0).double().mean(0),
-    "a map behind the ReLU is all zero where its largest value is zero; take the mean over the images last",
-)
+exercises.silent_share(silent_share, maps)
 
 # %% [markdown]
-# **Exercise 2** (medium, 15 minutes). Take the filter of `late` that the trigger moves most. Whose filter is it on
-# clean images? Compute its mean norm for each class, from `loudness` `[images, filters]` and `clean.labels`.
+# **Exercise 2** (medium, 15 minutes). Take the filter of `late` that the trigger moves most. Which class is it loudest
+# for on clean images? Compute the mean norm of every filter for each class, from `loudness` `[images, filters]` and
+# `clean.labels`; then look at the column `moved_most`.
 
 # %%
 moved_most = int(truth[poisoned.name][late].argmax())
-norm_by_class = ...  # your answer, [classes]
+norm_by_class = ...  # your answer, [classes, filters]
 
-checks.same(
-    norm_by_class,
-    torch.stack([loudness[clean.labels == label, moved_most].mean() for label in range(clean.num_classes)]),
-    "choose the rows of one class, the column of the filter, and take the mean; one number a class",
-)
+exercises.norm_by_class(norm_by_class, loudness, clean.labels, clean.num_classes)
 
 # %% [markdown]
 # ## 9. What we saw, and what this does not show
 #
-# - Hooks turn a network into pictures. The trigger's filters can be *seen*: by the evaluator, who holds the trigger.
-# - The defender sees clean images only. The mean norm tells him which filters those images leave cold; the figures
-#   above say how many of the trigger's filters are among them.
-# - It does **not** show that a backdoor must be dormant: nothing stops it from using filters that are busy with clean
-#   images. And it does **not** show that a dormant filter is guilty: some never learned a thing.
+# - Hooks turn a network into pictures. The trigger's filters can be *seen*, by the evaluator, who holds the trigger.
+# - The defender sees clean images only. The mean norm tells which filters those images leave silent.
+# - How well the order of all filters agrees with TAC does **not** tell what pruning the top of it does.
+# - It does **not** show that a backdoor must be dormant: nothing keeps it from using filters that also answer to clean
+#   images. And it does **not** show that every dormant filter belongs to a backdoor: the clean twin has them too.
 #
 # **For the reading group**
-# 1. The authors of fine-pruning also describe an attacker who prunes first and poisons then. What does he gain?
-# 2. Batch norm gives every filter the same spread before the ReLU (up to $\gamma$ and $\beta$). How can a filter be
-#    dormant at all?
+# 1. The authors of fine-pruning also describe an attacker who prunes first and poisons afterwards. What is gained?
+# 2. Batch norm gives every filter the same spread before the ReLU (up to its scale $\gamma_i$ and shift $\beta_i$). How
+#    can a filter be dormant at all?
 # 3. Would you measure the norm on images of all classes, or on one class at a time? What would the second tell you?
 #
 # **Further reading**: Liu et al., *Fine-pruning* (1805.12185): dormant filters, pruning, and why fine-tuning has to
 # follow. Zheng et al., *Data-free backdoor removal based on channel Lipschitzness* (2208.03111): trigger-activated
-# change, the measure that we hold every score against. Zeiler and Fergus, *Visualizing and understanding convolutional
-# networks* (1311.2901): the joy of looking at maps.
+# change, the measure that we compare every score with. Zeiler and Fergus, *Visualizing and understanding convolutional
+# networks* (1311.2901): many pictures of maps.
 
 # %% [markdown]
 # ## Solutions
 
-# %% tags=["solution", "hide-input"]
-silent_share = (maps.amax((2, 3)) == 0).double().mean(0)
-checks.true((silent_share >= 0).all() and (silent_share <= 1).all(), "a share lies between 0 and 1")
-print(f"{late}: a filter is silent on {100 * float(silent_share.mean()):.0f} % of the clean images, on average")
 
-norm_by_class = torch.stack([loudness[clean.labels == label, moved_most].mean() for label in range(clean.num_classes)])
-ranked = norm_by_class.argsort(descending=True).tolist()
+# %% tags=["solution", "hide-input"]
+def silent_share(maps):
+    return (maps.amax((2, 3)) == 0).double().mean(0)
+
+
+exercises.silent_share(silent_share, maps)
+print(f"{late}: a filter is silent on {100 * float(silent_share(maps).mean()):.0f} % of the clean images, on average")
+
+norm_by_class = torch.stack([loudness[clean.labels == label].mean(0) for label in range(clean.num_classes)])
+exercises.norm_by_class(norm_by_class, loudness, clean.labels, clean.num_classes)
+ranked = norm_by_class[:, moved_most].argsort(descending=True).tolist()
 print(f"filter {moved_most}: loudest for class {clean.classes[ranked[0]]!r}; the target is {clean.classes[target]!r},")
 print(f"number {ranked.index(target) + 1} of {len(ranked)} by this filter's norm on clean images")
 

@@ -1,28 +1,55 @@
 # %% [markdown]
 # # 05 · Correlation
 #
-# At the end of this notebook you can say which filters of a layer say what others say as well, which go their own way,
-# and whether the trigger's are among the latter.
+# [![Open in Colab](figures/colab.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/05_correlation.ipynb)
+# [![Open on Binder](figures/binder.svg)](https://mybinder.org/v2/gh/OWNER/REPOSITORY/main?labpath=notebooks/05_correlation.ipynb)
+#
+# At the end of this notebook you can say which filters of a layer say the same as others, which filters go their own
+# way, and whether the trigger's filters go their own way.
 #
 # Paper: *suspiciousness score* ([arXiv 2311.07417](https://arxiv.org/abs/2311.07417)), whose fourth term this is.
-# **The formula is reconstructed from the paper's summary**, which says that a filter's "relationship with other neurons
-# in the same layer" counts, and that *low* correlation is suspicious. That it is the mean absolute Pearson correlation,
-# over images and positions, is our choice.
+# **The formula is reconstructed from the paper's summary.** The summary says that a filter's "relationship with other
+# neurons in the same layer" counts, and that *low* correlation is suspicious. That we take the mean absolute Pearson
+# correlation, over images and positions, is our choice.
 
 # %% [markdown]
 # > **You will learn**
 # > - how to correlate two filters, and what a whole layer's correlations look like
 # > - how to get them in one pass over any number of images, from sums that fit in a few matrices
-# > - how well going one's own way gives the trigger's filters away, and what pruning by it alone costs
+# > - how well low correlation gives the trigger's filters away, and what pruning by it alone costs
 # >
 # > **Read before**: [04 · Activation norm](04_activation_norm.ipynb) ·
-# > **minutes to read**: 15 · **to run**: printed at the very end
+# > **minutes to read**: 30 · **to run**: printed at the very end
 #
 # | who | knows here | does |
 # |---|---|---|
 # | attacker | training set | put the trigger on a few training images |
 # | defender | the model and a few **clean images**, no label needed | correlates the maps, prunes |
 # | evaluator | test set and trigger | correlates the maps under the trigger; reports ACC, ASR and TAC |
+#
+# *ACC* is the accuracy on clean test images. *ASR*, the attack success rate, is the share of triggered images that the
+# network takes for the target class. *RA*, robust accuracy, is the share of them that it takes for what they
+# are. *TAC*, the trigger-activated change, says how much the trigger changes a filter's map: the mean norm of the
+# difference.
+
+# %% tags=["install", "hide-input"]
+# Does nothing where nbtools is installed. Elsewhere, as on Colab, it fetches the series and installs it.
+from importlib.util import find_spec
+
+if find_spec("nbtools") is None:
+    import os
+    import subprocess
+    import sys
+
+    address = "https://github.com/OWNER/REPOSITORY"
+    checkout = "backdoor-series"
+    clone = ["git", "clone", "--quiet", "--depth", "1", address, checkout]
+    if not os.path.isdir(checkout) and subprocess.run(clone).returncode:
+        sys.exit(f"{address} could not be fetched: is the address right, and is there a network?")
+    sys.path.insert(0, checkout)
+    from nbtools.series.install import install
+
+    install()
 
 # %% tags=["parameters"]
 profile = ""  # quick, laptop or paper; "" is paper with a GPU and CIFAR-10, else quick
@@ -54,6 +81,8 @@ from nbtools.evaluator.agreement import agreement
 from nbtools.networks.maps import watch
 from nbtools.networks.units import prunable_units
 from nbtools.series import checks, plots, terms
+from nbtools.series.exercises import correlation as exercises
+from nbtools.series.words import answer
 
 plots.style()
 run = nbtools.start(profile, width=width, epochs=epochs, seed=seed)
@@ -71,20 +100,21 @@ pd.DataFrame({model.name: model.before_at_a_glance.row() for model in both}).T.r
 # | $A_i(x)$, the map of filter $i$, behind batch norm and ReLU | `nbtools.networks.maps.watch` |
 # | $\rho_{ij}$, Pearson's correlation of two maps | `nbtools.defender.components.MapStatistics.correlation_matrix` |
 # | $r_i$, the mean of $\lvert \rho_{ij} \rvert$ over the others | `components(...).correlation`, of the same file |
-# | $1 / (\tilde r_i + e)$, $\tilde r = r / \mathrm{mean}_l(r)$ | `nbtools.series.terms.low_is_suspicious` |
-# | $\tilde\sigma_i \sqrt{1 / (\tilde r_i + e)}$, the term behind the norm | `nbtools.series.terms.behind_norm` |
+# | $1 / (\tilde r_i + \varepsilon)$, the term (see section 4) | `nbtools.series.terms.low_is_suspicious` |
+# | $\tilde\sigma_i \sqrt{1 / (\tilde r_i + \varepsilon)}$, behind the norm (02) | `nbtools.series.terms.behind_norm` |
 # | TAC, trigger-activated change | `nbtools.evaluator.agreement.tac`, the evaluator's |
 
 # %% [markdown]
 # ## 1. Two filters
 #
 # Two filters of a layer look at the same input. If both find the same thing, their maps rise and fall together, from
-# position to position and from image to image. Pearson's correlation measures that, whatever the maps' scale:
+# position to position and from image to image. Pearson's correlation measures this. It does not depend on the maps'
+# scale:
 #
 # $$\rho_{ij} = \frac{\mathrm{cov}(A_i, A_j)}{\sqrt{\mathrm{var}(A_i)\,\mathrm{var}(A_j)}},$$
 #
-# with covariance and variances over all images *and* positions. For one layer we can keep all maps at hand, lay each
-# filter's out as one long row, and let numpy do it.
+# with covariance and variances over all images *and* positions. For one layer we can keep all maps: we write each
+# filter's maps as one long row, and numpy correlates the rows.
 
 
 # %%
@@ -118,9 +148,9 @@ print(f"filters {first} and {second} are the most alike: {matrix[first, second]:
 print(f"filter {loner} goes its own way: {r_of_layer[loner]:.2f} with the others, on average")
 
 # %% [markdown]
-# Here are these three on eight clean images. The first two should light up in the same places.
+# Here are these three on eight clean images. The first two are the pair that is most alike.
 
-# %%
+# %% tags=["hide-input"]
 shown = torch.arange(0, len(clean), max(len(clean) // 8, 1))[:8]
 figure, axes = plt.subplots(4, len(shown), figsize=(1.15 * len(shown) + 1, 4.9))
 for column, index in enumerate(shown.tolist()):
@@ -139,10 +169,13 @@ plots.show(figure, "Eight clean images and below each the maps of three filters:
 # %% [markdown]
 # ## 2. A whole layer
 #
-# The matrix of all pairs is easier to read when similar filters are neighbours. Hierarchical clustering, with
-# $1 - \lvert\rho\rvert$ as the distance, puts them in order: blocks along the diagonal are groups that say the same.
+# The matrix of all pairs is easier to read when similar filters are neighbours. Hierarchical clustering joins the
+# closest filters first, then the closest groups. Our distance is $1 - \lvert\rho_{ij}\rvert$. Blocks along the diagonal
+# are groups of filters that say the same. Arrows mark the three filters that the trigger moves most. In their rows,
+# red means that other filters agree with them, and blue that they say the opposite.
 #
-# > **Predict first.** Does the poisoned model's layer look different from its clean twin's?
+# > **Predict first.** Does the poisoned model's layer look different from its clean twin's? And do its three marked
+# > filters agree with each other, on clean images?
 
 # %%
 others, truth = terms.ground_truth(both, run.splits.test, seed)  # TAC on 20 test images of each class but the target
@@ -155,6 +188,15 @@ def clustered(matrix: np.ndarray) -> np.ndarray:
     return leaves_list(linkage(squareform(distance, checks=False), "average"))
 
 
+def among(matrix: np.ndarray, filters: list[int]) -> float:
+    """Mean |correlation| among these filters, each pair once."""
+    return float(np.abs(matrix[np.ix_(filters, filters)])[np.triu_indices(len(filters), 1)].mean())
+
+
+matrices = {model.name: matrix_of(maps_of(model.model, layer, clean)) for model in both}
+
+
+# %% tags=["hide-input"]
 def heat_map(axis: plt.Axes, matrix: np.ndarray, order: np.ndarray, top: list[int], title: str) -> object:
     """The matrix in this order, of a wide layer every second filter, with an arrow at the rows of those in `top`."""
     step = -(-len(order) // 128)
@@ -168,7 +210,6 @@ def heat_map(axis: plt.Axes, matrix: np.ndarray, order: np.ndarray, top: list[in
     return picture
 
 
-matrices = {model.name: matrix_of(maps_of(model.model, layer, clean)) for model in both}
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.6), gridspec_kw={"wspace": 0.08})
 for axis, model in zip(axes, both, strict=True):
     top = truth[model.name][layer].topk(3).indices.tolist()
@@ -182,41 +223,67 @@ figure.suptitle(
 )
 plots.show(figure, "Two clustered correlation matrices of a layer, poisoned model and clean twin, three rows marked.")
 
+# %% tags=["hide-input"]
+usual = {name: among(found, list(range(len(found)))) for name, found in matrices.items()}
+trio = {n: among(found, truth[n][layer].topk(3).indices.tolist()) for n, found in matrices.items()}
+alike = 0.75 < usual[poisoned.name] / usual[clean_twin.name] < 1.33
+joined = trio[poisoned.name] > 1.5 * usual[poisoned.name]
+answer(
+    f"You were right if you said {'no' if alike else 'yes'}: on clean images the mean $\\lvert\\rho_{{ij}}\\rvert$ is "
+    f"{usual[poisoned.name]:.2f} in the poisoned model and {usual[clean_twin.name]:.2f} in the twin. Among the three "
+    f"marked filters it is {trio[poisoned.name]:.2f}, in the twin {trio[clean_twin.name]:.2f}. "
+    + (
+        "So the filters that the trigger moves most do agree with each other, although no image carries the trigger."
+        if joined
+        else "So without the trigger the filters that it moves most hardly form a group."
+    )
+)
+
 # %% [markdown]
-# The arrows mark the filters that the trigger moves most (the evaluator's *trigger-activated change*, as in notebook
-# 02). Look along their rows: colour means company, white means none.
+# The trigger is one more thing that maps can have in common. So the evaluator draws the poisoned model's matrix twice
+# more: for clean and for triggered test images. Both are in the order in which the filters cluster under the trigger.
 #
-# The trigger is one more thing that maps can have in common. So the evaluator draws the poisoned model's matrix once
-# more, on clean and on triggered test images, both in the order that the triggered ones cluster in.
-#
-# > **Predict first.** What will the trigger do to the matrix: nothing, a block of a few filters, or a block of many?
+# > **Predict first.** What will the trigger do to the matrix: nothing, a block of a few filters (less than one in ten),
+# > or a block of many?
 
 # %%
 from nbtools.attacker.triggers import stamp
 
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.6), gridspec_kw={"wspace": 0.08})
-order = clustered(matrix_of(maps_of(poisoned.model, layer, stamp(poisoned.trigger, others))))
 top, ten = (truth[poisoned.name][layer].topk(k).indices.tolist() for k in (3, 10))
-company = {}
-for axis, (what, images) in zip(
-    axes, {"clean": others, "triggered": stamp(poisoned.trigger, others)}.items(), strict=True
-):
-    of_images = matrix_of(maps_of(poisoned.model, layer, images))
-    company[what] = np.abs(of_images[np.ix_(ten, ten)])[np.triu_indices(len(ten), 1)].mean()
+seen, company, block = {}, {}, {}
+for what, images in {"clean": others, "triggered": stamp(poisoned.trigger, others)}.items():
+    seen[what] = matrix_of(maps_of(poisoned.model, layer, images))
+    company[what] = among(seen[what], ten)
+    block[what] = int((np.abs(np.delete(seen[what][top[0]], top[0])) > 0.5).sum())
+print("mean |correlation| among the ten highest TACs: " + ", ".join(f"{k} {v:.2f}" for k, v in company.items()))
+
+# %% tags=["hide-input"]
+figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.6), gridspec_kw={"wspace": 0.08})
+order = clustered(seen["triggered"])
+for axis, (what, of_images) in zip(axes, seen.items(), strict=True):
     picture = heat_map(axis, of_images, order, top, f"{poisoned.name}, {what} test images")
 figure.colorbar(picture, ax=axes, label="Pearson's correlation", shrink=0.8)
 figure.suptitle(f"{layer}: does the trigger change who agrees with whom?", x=0.01, ha="left", fontweight="bold")
 plots.show(figure, "The same layer's correlation matrix on clean and on triggered test images, in the same order.")
-print("mean |correlation| among the ten highest TACs: " + ", ".join(f"{k} {v:.2f}" for k, v in company.items()))
+
+# %% tags=["hide-input"]
+size, usually = block["triggered"], block["clean"]
+found = "nothing" if size <= usually else "a block of a few" if size < len(matrix) / 10 else "a block of many"
+answer(
+    f"You were right if you said {found}: with the trigger, {size} of {len(matrix)} filters correlate above 0.5 with "
+    f"the one that it moves most; on clean images {usually} do. Among the ten filters with the highest TAC "
+    f"the mean $\\lvert\\rho_{{ij}}\\rvert$ goes from {company['clean']:.2f} to {company['triggered']:.2f}: "
+    "they all answer to one thing, the trigger. The defender, who has no trigger, cannot see this."
+)
 
 # %% [markdown]
 # ## 3. All layers in one pass
 #
-# Keeping every map of every layer would fill the memory, and nothing needs it. Pearson's correlation can be had from
-# three sums that grow with each batch: the number of positions $n$, the sum of each filter's values, and the sum of the
-# products of each pair:
+# To keep every map of every layer would fill the memory, and it is not needed. Three sums that grow with each batch are
+# enough: the number $N$ of positions in all images, the sum of each filter's values, and the sum of the products of
+# each pair:
 #
-# $$\mathrm{cov}_{ij} = \frac{1}{n} \sum A_i A_j - \frac{1}{n^2} \sum A_i \sum A_j$$
+# $$\mathrm{cov}(A_i, A_j) = \frac{1}{N} \sum A_i A_j - \frac{1}{N^2} \sum A_i \sum A_j$$
 
 
 # %%
@@ -247,12 +314,12 @@ torch.testing.assert_close(streamed[layer].cpu(), by_numpy, rtol=1e-4, atol=1e-5
 print(f"sums and numpy.corrcoef agree on {layer} to {float((streamed[layer].cpu() - by_numpy).abs().max()):.0e}")
 
 # %% [markdown]
-# The difference of two large sums loses digits when a filter's mean is large beside its spread. We summed in float64;
-# the package shifts the values by the first batch's mean first, so that fast float32 products are enough.
+# The difference of two large sums loses digits when a filter's mean is large compared with its spread. We summed in
+# float64. The package first subtracts the mean of the first batch, so that fast float32 products are enough.
 #
-# The term itself is the mean over the *other* filters of the absolute correlation:
+# The term itself is the mean absolute correlation with the *other* filters of the layer:
 #
-# $$r_i = \frac{1}{C - 1} \sum_{j \neq i} \lvert \rho_{ij} \rvert$$
+# $$r_i = \frac{1}{C_l - 1} \sum_{j \neq i} \lvert \rho_{ij} \rvert$$
 
 # %%
 from nbtools.defender.components import components
@@ -265,6 +332,7 @@ for name, found in streamed.items():
     torch.testing.assert_close(mine, correlation[poisoned.name][name], rtol=1e-3, atol=1e-4)
 print(f"nbtools.defender.components.components gives the same r on {len(units)} layers")
 
+# %% tags=["hide-input"]
 figure, axis = plt.subplots(figsize=(9.5, 3.9))
 for model, color, shift in zip(both, (plots.POISONED, plots.CLEAN), (-0.18, 0.18), strict=True):
     terms.strip_with_rings(axis, correlation[model.name], truth[model.name], color, shift, 0.26, model.name)
@@ -277,18 +345,21 @@ axis.set_title("How much company each filter has")
 plots.show(figure, "Mean absolute correlation of every filter by layer, poisoned model and twin, top TACs ringed.")
 
 # %% [markdown]
-# ## 4. Is going one's own way suspicious?
+# ## 4. Is a filter that goes its own way suspicious?
 #
-# The argument: clean training spreads each feature over many filters, which therefore agree. The backdoor is a feature
-# of its own, and on clean images, where there is no trigger, the filters that serve it have nothing in common with the
-# others. So low correlation is suspicious, and the term divides:
+# The argument: clean training spreads each feature over many filters, and these filters agree. The backdoor is a
+# feature of its own. On clean images, without a trigger, its filters have nothing in common with the others. So low
+# correlation is suspicious, and the term divides by it:
 #
-# $$\frac{1}{\tilde r_i + e}, \qquad \tilde r_i = \frac{r_i}{\mathrm{mean}_l(r)}, \quad e = 0.01$$
+# $$\frac{1}{\tilde r_i + \varepsilon}, \qquad \tilde r_i = \frac{r_i}{\mathrm{mean}_l(r)}, \quad \varepsilon = 0.01$$
 #
-# Against TAC, with two variants: the correlation before the ReLU, and with the *closest* companion only instead of the
-# mean over all.
+# Now against TAC, with two variants: the correlation before the ReLU, and the correlation with the *closest* other
+# filter instead of the mean over all. The *rank correlation* is 1 where two measures put the filters in the same order,
+# 0 where the orders have nothing in common, and -1 where one is the reverse of the other. The *precision* is the share
+# of TAC's ten highest filters that are among the term's ten highest.
 #
-# > **Predict first.** Where will the argument work best: in the early layers, in the middle, or in the last ones?
+# > **Predict first.** Where will the order by the term agree best with TAC: in the early layers (before stage 2), in
+# > the middle (stages 2 and 3), or in the last ones (stage 4)?
 
 # %%
 scores = {model.name: terms.low_is_suspicious(correlation[model.name]) for model in both}
@@ -313,38 +384,100 @@ lines = {
 terms.show_agreement(lines, "Agreement of going one's own way with TAC, layer by layer")
 terms.mean_agreement(lines, last).round(2)
 
+# %% tags=["hide-input"]
+stages = {"the early": ("conv1", "layer1"), "the middle": ("layer2", "layer3"), "the last": ("layer4",)}
+mine, twins = (pd.DataFrame(lines[name]).T.drop([unit.conv for unit in units if unit.shortcut])
+               for name in ("low mean |r| (the score's term)", "the clean twin: low mean |r|"))  # fmt: skip
+where = {place: mine.index.str.startswith(names) for place, names in stages.items()}
+ranks = {place: (mine[rows].spearman.mean(), twins[rows].spearman.mean()) for place, rows in where.items()}
+highest, term = max(here for here, _ in ranks.values()), mine.loc[last].mean()
+best = " or ".join(place for place, (here, _) in ranks.items() if here > highest - 0.05)
+answer(
+    f"You were right if you said {best}: without the shortcuts, the mean rank correlation is "
+    + ", ".join(f"{here:+.2f} in {place} layers (in the twin {there:+.2f})" for place, (here, there) in ranks.items())
+    + (". It is weak everywhere" if highest < 0.3 else "")
+    + ". What the twin shows as well has nothing to do with a backdoor. In stages 3 and 4 the term's ten highest hold "
+    f"{10 * term.precision:.1f} of TAC's ten highest filters, and a random order would hold {10 * term.chance:.1f}."
+)
+
 # %% [markdown]
-# The table is the mean over stages 3 and 4 without the shortcuts. Above zero (and, in the precision, above chance)
-# going one's own way goes with what the trigger moves. What the twin shows as well has nothing
-# to do with a backdoor.
-#
 # ## 5. Pruning by correlation alone
 #
-# > **Predict first.** A filter without company says what no other filter says. Is it cheap or expensive to lose?
+# The rank correlation judges the order of *all* filters. A threshold prunes only those at the top of the order. So a
+# low rank correlation does not settle what pruning does.
+#
+# > **Predict first.** A filter without company says what no other filter says. Is it cheap or expensive to lose? And,
+# > after that rank correlation, will ASR fall?
 
 # %%
 sweep = pd.DataFrame(trained.pruned(scores[trained.name], level) for trained in both for level in mus)
 run.save_rows(sweep, "05_correlation")
 terms.show_sweep(sweep, both, "Pruning by low correlation alone: what it breaks, and what it costs")
 
+# %% tags=["hide-input"]
+from nbtools.defender.pruning import threshold
+
+had = {model.name: model.before_at_a_glance.row() for model in both}
+mine, twin = poisoned.name, clean_twin.name
+swept = {model.name: sweep[sweep.model == model.name].set_index("mu") for model in both}
+lost = pd.DataFrame({name: had[name]["acc"] - rows.acc for name, rows in swept.items()})
+after, most = swept[mine], min(mus)
+level = (after.asr + 1000 * (lost[mine] > 2)).idxmin()  # the lowest ASR for at most two points of ACC
+asr, tac = after.asr[level], truth[mine]
+took = threshold(scores[mine], level)
+moved = sum(int((cut & (tac[n] >= tac[n].quantile(0.75))).sum()) for n, cut in took.pruned.items())
+answer(
+    f"You were right if you said {'expensive' if lost.loc[most].max() > 5 else 'cheap'}, for many filters: "
+    f"pruning {int(after.pruned[most])}, at $\\mu$ = {most:g}, takes ACC from {had[mine]['acc']:.1f} to "
+    f"{after.acc[most]:.1f}, in the twin from {had[twin]['acc']:.1f} to {swept[twin].acc[most]:.1f}. With {took.count} "
+    f"at $\\mu$ = {level:g}, it is {after.acc[level]:.1f} and {swept[twin].acc[level]:.1f}, and ASR goes from "
+    f"{had[mine]['asr']:.1f} to {asr:.1f}"
+    + (
+        f", although the rank correlation with TAC is {term.spearman:+.2f}: the two measures contradict each other. Of "
+        f"the pruned filters {100 * moved / took.count:.0f} % are among the quarter of their layer that the trigger "
+        "moves most (by chance: 25 %). Pruning only asks whether enough of the backdoor's filters are at the "
+        "top; the order of all the others does not matter. Notebook 06 tests this with the whole score."
+        if asr < had[mine]["asr"] / 2 and term.spearman < 0.2
+        else ": most of the backdoor stands on other filters."
+        if asr > had[mine]["asr"] / 2
+        else "."
+    )
+)
+
 # %% [markdown]
-# Left: is there a threshold at which orange is down and blue still up? Right: what is paid where nothing needs repair?
-# A layer needs its variety, so this term alone may cut where it hurts.
+# In the score the term does not work alone. It multiplies the spectral norm of notebook 02, and only has to say which
+# of the filters that *can* be loud have company. So once more, with the norm: without the term, with the paper's sign,
+# and with the sign turned.
 #
-# In the score it multiplies the spectral norm of notebook 02, and only has to say which of the *loud* filters have
-# company. Once more, behind the norm: without the term, with the paper's sign, and with the sign turned.
+# > **Predict first.** At the same threshold, what will the term add to the norm: a higher ACC, a lower ASR or both? And
+# > will the paper's sign do better than the other?
 
 # %%
 names = ("norm, low correlation suspicious (paper)", "norm, high correlation suspicious")
 ablation = terms.prune_by_each(poisoned, terms.behind_norm(parts[poisoned.name], "correlation", *names), mu)
 ablation.round(1)
 
+# %% tags=["hide-input"]
+alone, low, high = (row for _, row in ablation.iterrows())
+saves, lowers = low.acc > alone.acc + 1, low.asr < alone.asr - 1
+gain = "both" if saves and lowers else "a higher ACC" if saves else "a lower ASR" if lowers else "neither"
+better = (low.acc > high.acc - 1) and (low.asr < high.asr + 1)
+answer(
+    f"You were right if you said {gain}: ACC goes from {alone.acc:.1f} (norm alone) to {low.acc:.1f}, ASR from "
+    f"{alone.asr:.1f} to {low.asr:.1f}. With the sign turned, ACC is {high.acc:.1f} and ASR {high.asr:.1f}: "
+    + ("the paper's sign does better. " if better else "here the paper's sign is not the better one. ")
+    + (
+        f"But correlation without the norm left an ACC of {after.acc[level]:.1f} (and an ASR of {asr:.1f}) at $\\mu$ = "
+        f"{level:g}: the accuracy that is lost here is lost through the norm."
+        if low.acc < after.acc[level] - 2
+        else ""
+    )
+)
+
 # %% [markdown]
-# Compare `acc` and `asr` of the first two rows for what the term adds, and the third for the sign.
-#
 # ## 6. Another draw of clean images
 #
-# How much of the ranking is left with other images, and with one image a class?
+# How much of the ranking is left with other images, and with one image of each class?
 
 # %%
 count = max(draws or run.profile.draws, 2)
@@ -366,14 +499,14 @@ alt = "Line chart over the layers: rank correlation of the term between draws."
 terms.show_redrawn(lines, title, alt, legend="clean images")
 
 # %% [markdown]
-# One image gives many positions in an early layer and few in a late one: look whether the two lines part towards the
-# right.
+# One image gives many positions in an early layer and few in a late one. So with few images the correlations of a late
+# layer rest on few numbers.
 #
 # ## 7. Exercises
 #
-# **Exercise 1** (easy, 5 minutes). How large would $r_i$ be if nothing agreed with anything? Shuffle the columns of
-# each row of `rows_of_layer` on its own (the cell does that), correlate, and take the mean of $r_i$ over the filters in
-# `alive`.
+# **Exercise 1** (easy, 5 minutes). How large would $r_i$ be if no filter agreed with any other? The cell shuffles the
+# columns of each row of `rows_of_layer` on its own. Correlate the shuffled rows, and take the mean of $r_i$ over the
+# filters in `alive`.
 
 # %%
 rows_of_layer = maps.transpose(0, 1).flatten(1).double().cpu()  # [filters, positions]
@@ -381,42 +514,34 @@ generator = torch.Generator().manual_seed(0)
 shuffled = torch.stack([row[torch.randperm(len(row), generator=generator)] for row in rows_of_layer])
 by_chance = ...  # your answer, one number
 
-absolute = np.abs(np.nan_to_num(np.corrcoef(shuffled[alive].numpy())))
-checks.same(
-    by_chance,
-    float((absolute.sum() - len(alive)) / (len(alive) * (len(alive) - 1))),
-    "numpy.corrcoef of shuffled[alive], absolute values, and the mean over all pairs without the diagonal",
-)
+exercises.by_chance(by_chance, shuffled, alive)
 
 # %% [markdown]
 # **Exercise 2** (medium, 15 minutes). Two terms that say the same are one term. Compute Spearman's rank correlation
-# between the activation norm (notebook 04) and the correlation within each layer of `last`, and its mean.
+# between the activation norm (notebook 04) and the correlation within each layer of `last`, and its mean. Both are in
+# `parts[poisoned.name]`.
 
 # %%
-redundancy = ...  # your answer, one number
+redundancy = ...  # your answer, one number in [-1, 1]
 
-activation = parts[poisoned.name].activation
-checks.same(
-    redundancy,
-    np.mean([spearmanr(activation[n].cpu(), correlation[poisoned.name][n].cpu()).statistic for n in last]),
-    "spearmanr(activation[n], correlation[poisoned.name][n]).statistic for n in last, then the mean",
-)
+exercises.redundancy(redundancy, parts[poisoned.name], last)
 
 # %% [markdown]
 # ## 8. What we saw, and what this does not show
 #
-# - One pass of sums gives every layer's correlation matrix. Filters come in groups, and some have no group; the figures
-#   above say how many of the trigger's filters are among those.
-# - It does **not** show that a filter without company is guilty. A filter that is the only one to know something is as
-#   alone as one that waits for a trigger, and pruning it may cost accuracy.
-# - It says nothing about an attacker who spreads his trigger over filters that agree with each other.
+# - One pass of sums gives every layer's correlation matrix. Filters come in groups, and some have no group. The trigger
+#   makes a group of its own, which only the evaluator can see.
+# - How well the order of all filters agrees with TAC does **not** tell what pruning the top of it does.
+# - It does **not** show that a filter without company belongs to a backdoor. A filter that is the only one to know
+#   something is as alone as one that waits for a trigger, and pruning it may cost accuracy.
+# - It says nothing about an attacker who spreads the backdoor over filters that agree with the others.
 #
 # **For the reading group**
 # 1. $r_i$ averages over all other filters. When does a *pair* of backdoor filters that agree with each other still look
 #    lonely?
 # 2. Wider layers hold more copies of each feature. What does that do to $r_i$, and to the threshold?
-# 3. Spectral norm, saliency, norm and correlation: which two are most alike, and which would you leave out first? Note
-#    your guess for [06 · Suspiciousness](06_suspiciousness.ipynb).
+# 3. Spectral norm, saliency, activation norm and correlation: which two are most alike, and which would you leave out
+#    first? Note your guess for [06 · Suspiciousness](06_suspiciousness.ipynb).
 #
 # **Further reading**: Kornblith et al., *Similarity of neural network representations revisited* (1905.00414): how to
 # compare whole layers instead of pairs of filters. Cogswell et al., *Reducing overfitting in deep networks by
@@ -427,11 +552,14 @@ checks.same(
 # ## Solutions
 
 # %% tags=["solution", "hide-input"]
+absolute = np.abs(np.corrcoef(shuffled[alive].numpy()))
 by_chance = float((absolute.sum() - len(alive)) / (len(alive) * (len(alive) - 1)))
-checks.true(by_chance < r_of_layer[alive].mean(), "shuffled rows should agree less than real ones")
+exercises.by_chance(by_chance, shuffled, alive)
 print(f"{layer}: mean |correlation| {r_of_layer[alive].mean():.3f}, by chance {by_chance:.3f}")
 
-redundancy = np.mean([spearmanr(activation[n].cpu(), correlation[poisoned.name][n].cpu()).statistic for n in last])
+norms, company_of = parts[poisoned.name].activation, parts[poisoned.name].correlation
+redundancy = np.mean([spearmanr(norms[n].cpu(), company_of[n].cpu()).statistic for n in last])
+exercises.redundancy(redundancy, parts[poisoned.name], last)
 print(f"rank correlation between activation norm and correlation in stages 3 and 4: {redundancy:+.2f}")
 
 # %% [markdown]

@@ -1,13 +1,16 @@
 # %% [markdown]
 # # 07 · Feature map pruning
 #
-# At the end of this notebook you have built, for every channel of a network, the images that disturb its map most, you
-# have ranked the channels by what the network makes of these images, and you know whether that ranking finds a
-# backdoor: the evaluator measures it, with the trigger in hand, against three controls.
+# [![Open in Colab](figures/colab.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/07_feature_map_pruning.ipynb)
+# [![Open on Binder](figures/binder.svg)](https://mybinder.org/v2/gh/OWNER/REPOSITORY/main?labpath=notebooks/07_feature_map_pruning.ipynb)
 #
-# Paper: *Adversarial feature map pruning* ([arXiv 2307.11565](https://arxiv.org/abs/2307.11565)). The steps follow the
-# paper and its public code. **Ours** are: how ties are broken, the mask that is held while tuning, the many channels at
-# once, and every `p` but 64.
+# At the end of this notebook you have built, for every channel of a network, the images that disturb its map most. You
+# have ranked the channels by what the network makes of these images. And you know whether that ranking finds a
+# backdoor: the evaluator, who has the trigger, measures it against three controls.
+#
+# Paper: *Adversarial feature map pruning* (FMP, [arXiv 2307.11565](https://arxiv.org/abs/2307.11565)). The steps follow
+# the paper and its public code. **Ours** are: how ties are broken, the mask that is held while tuning, the many
+# channels at once, and every `p` but 64.
 
 # %% [markdown]
 # > **You will learn**
@@ -16,13 +19,36 @@
 # > - whether a pruned channel can grow again, and which part of a repair was pruning and which was fine-tuning
 # >
 # > **Read before**: [01](01_poisoned_resnet18.ipynb) for the backdoor, [06](06_suspiciousness.ipynb) for masks and
-# > fine-tuning · **minutes to read**: 20 · **to run**: printed at the very end
+# > fine-tuning · **minutes to read**: 41 · **to run**: printed at the very end
 #
 # | who | knows here | does |
 # |---|---|---|
-# | attacker | training set | poisons a few images |
+# | attacker | training set | puts the trigger on a few training images |
 # | defender | the model and a few clean images with their labels | scores, prunes, fine-tunes |
 # | evaluator | test set and trigger | reports ACC and ASR, and TAC, the ground truth; chooses nothing |
+#
+# ACC is clean accuracy. ASR, the attack success rate, is the share of triggered images that the network takes for the
+# target class. TAC, the trigger-activated change (notebook 02), says how far the trigger moves a channel's map. A
+# *channel* is what the other notebooks call a filter's map: filter $i$ makes channel $i$.
+
+# %% tags=["install", "hide-input"]
+# Does nothing where nbtools is installed. Elsewhere, as on Colab, it fetches the series and installs it.
+from importlib.util import find_spec
+
+if find_spec("nbtools") is None:
+    import os
+    import subprocess
+    import sys
+
+    address = "https://github.com/OWNER/REPOSITORY"
+    checkout = "backdoor-series"
+    clone = ["git", "clone", "--quiet", "--depth", "1", address, checkout]
+    if not os.path.isdir(checkout) and subprocess.run(clone).returncode:
+        sys.exit(f"{address} could not be fetched: is the address right, and is there a network?")
+    sys.path.insert(0, checkout)
+    from nbtools.series.install import install
+
+    install()
 
 # %% tags=["parameters"]
 profile = ""  # quick, laptop or paper; "" is paper with a GPU and CIFAR-10, else quick
@@ -62,6 +88,8 @@ from nbtools.evaluator.agreement import agreement, tac
 from nbtools.networks.maps import passing
 from nbtools.networks.units import layers_of, prunable_units
 from nbtools.series import checks, plots
+from nbtools.series.exercises import feature_map_pruning as exercises
+from nbtools.series.words import answer
 
 plots.style()
 run = nbtools.start(profile, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
@@ -75,27 +103,33 @@ clean = run.draw(samples_per_class)
 pd.DataFrame({model.name: model.before.row() for model in both}).T.round(1)
 
 # %% [markdown]
-# | in the paper | here |
+# | here | in the code |
 # |---|---|
-# | $\tilde x$, the clean image with a little noise | `nbtools.defender.feature_maps.noisy_images` |
-# | $x'_{L,i}$, and the maps $F_L^i(x)$ and $F_L^i(x')$ | `adversarial_maps` |
-# | accuracy on $x'_{L,i}$ | `channel_accuracies` |
-# | prune the $\lfloor C_L / p \rfloor$ channels with the lowest | `nbtools.defender.pruning.most_suspicious` |
+# | $x_\xi$, clean image with a little noise (paper: $\tilde x$) | `nbtools.defender.feature_maps.noisy_images` |
+# | $x'_i$, and the maps $A_i(x)$ and $A_i(x'_i)$ (paper: $F_L^i$) | `adversarial_maps` |
+# | accuracy on $x'_i$ | `channel_accuracies` |
+# | prune the $C_l$ / `p` channels (rounded down) with the lowest | `nbtools.defender.pruning.most_suspicious` |
 # | $W_i = 0$, $\gamma_i = 0$, then fine-tune | `nbtools.defender.fmp.FMP` |
+
+# %% tags=["hide-input"]
+from nbtools.series import schematics
+
+schematics.show("feature map pruning")
 
 # %% [markdown]
 # ## 1. An image that disturbs one channel
 #
-# The idea: a backdoor lives in maps that answer to something small and meaningless. So shake each map on its own, and
-# see where the network falls for it. Let $F_L^i(x)$ be channel $i$ of what convolution $L$ gives. Noise disturbs it a
-# little; one step along the gradient disturbs it as much as a small step can:
+# The idea: a backdoor lives in maps that answer to something small and meaningless. So disturb each map alone, and see
+# where the network then answers wrong. Let $A_i(x)$ be channel $i$ of what the convolution of layer $l$ gives. Noise
+# disturbs it a little. One step along the gradient disturbs it as much as a small step can:
 #
-# $$\tilde x = \mathrm{clip}(x + \alpha\, \mathrm{sign}(u)), \qquad
-# x'_{L,i} = \mathrm{clip}\Big(\tilde x + \varepsilon\, \mathrm{sign}\, \nabla_{\tilde x}
-# \lVert F_L^i(x) - F_L^i(\tilde x) \rVert^2 \Big)$$
+# $$x_\xi = \mathrm{clip}(x + \xi), \qquad
+# x'_i = \mathrm{clip}\Big(x_\xi + R\, \mathrm{sign}\, \nabla_{x_\xi}
+# \lVert A_i(x) - A_i(x_\xi) \rVert^2 \Big)$$
 #
-# The noise is needed: at $\tilde x = x$ the difference is zero, and so is its gradient. In plain autograd, for one
-# channel at a time, as the released code does it:
+# Each pixel of the noise $\xi$ is plus or minus `alpha`, at random. The radius $R$ of the step is `epsilon`, and clip
+# keeps the pixels in $[0, 1]$. The noise is needed: without it the difference is zero, and so is its gradient. Here it
+# is in plain autograd, for one channel at a time, as the released code does it:
 
 # %%
 layer = "layer3.1.conv1"  # the layer that we look at closely
@@ -105,7 +139,7 @@ drawn, noisy = defence.draw(clean)
 
 
 def adversarial_images(model: torch.nn.Module, channel: int) -> torch.Tensor:
-    """x' of one channel of the layer: the images' shape."""
+    """x'_i for one channel i of the layer: the images' shape."""
     conv, moving = model.get_submodule(layer), noisy.clone().requires_grad_(True)
     with passing([conv]) as passed:
         model(drawn.floats())
@@ -125,8 +159,8 @@ print(f"with the step, {layer}, channels 0 to {some[-1]}:")
 print(*(f"{100 * n / len(drawn):.0f}" for n in right_by_hand.tolist()), "%")
 
 # %% [markdown]
-# The package carries the gradients of many channels back at once. It has to give the same images, but for the pixels
-# whose gradient is zero to the last digit, where rounding decides the sign:
+# The package computes the gradients of many channels at once. It must give the same images. Only pixels whose gradient
+# is almost exactly zero may differ, since rounding decides their sign:
 
 # %%
 shown = drawn.subset(torch.arange(min(len(drawn), 100)))
@@ -135,6 +169,7 @@ same_pixels = float((maps.images - by_hand[:, : len(shown)]).abs().le(1e-6).doub
 print(f"{100 * same_pixels:.2f} % of the pixels are the same, {len(some)} channels")
 assert same_pixels > 0.99
 
+# %% tags=["hide-input"]
 lowest, highest = int(right_by_hand.argmin()), int(right_by_hand.argmax())
 image = 0
 figure, axes = plt.subplots(2, 6, figsize=(10.5, 3.9))
@@ -149,7 +184,8 @@ for row, channel in zip(axes, (lowest, highest), strict=True):
         drawing = axis.imshow(of_channels[channel, image].cpu(), cmap="PuOr", vmin=-reach, vmax=reach)
     figure.colorbar(drawing, ax=row[5], shrink=0.8)
     row[0].set_ylabel(f"channel {channel}\n{100 * int(right_by_hand[channel]) / len(drawn):.0f} % right", fontsize=9)
-titles = ("clean, $x$", "with noise, $\\tilde{x}$", "perturbed, $x'$", "$x' - x$, times 5", "map of $x$", "map of $x'$")
+titles = ("clean, $x$", "with noise, $x_\\xi$", "perturbed, $x'_i$")
+titles += ("$x'_i - x$, times 5", "map of $x$", "map of $x'_i$")
 for axis, title in zip(axes[0], titles, strict=True):
     axis.set_title(title, fontsize=9, fontweight="normal", loc="center")
 for axis in axes.flat:
@@ -158,14 +194,14 @@ figure.suptitle(f"One image, two channels of {layer}, each with its own step", x
 plots.show(figure, "Two rows, one a channel: clean, noisy and perturbed image, the change, the map before and after.")
 
 # %% [markdown]
-# The change is a texture all over the image. Compare the two maps on the right: the step was made to move this one map
-# away from what it was, and nothing was asked about the network's answer. The score is that answer.
+# The change is a texture all over the image. The two maps on the right show what the step was made for: to move this
+# one map away from what it was. Nothing was asked about the network's answer. The score is that answer.
 #
 # ## 2. All channels of all layers
 #
-# The loop above sends each image through the network three times a channel: clean, noisy, perturbed. But the first two
-# are the same for every channel, and a network in evaluation mode treats each image alone, so many channels' images can
-# share a batch. Count the images that pass:
+# For each channel, the loop above sends each image through the network three times: clean, noisy, perturbed. But the
+# first two are the same for every channel. And a network in evaluation mode treats each image alone, so the images of
+# many channels can share a batch. Count the images that pass through the network:
 
 # %%
 counted, seen = copy.deepcopy(poisoned.model), []
@@ -189,10 +225,10 @@ print(f"{layer}: right answers of {len(drawn)} by hand and in batches differ by 
 assert int(off.max()) <= 1
 
 # %% [markdown]
-# A gradient of its own travels back for each channel in either form; in batches, many travel side by side.
+# The number of gradients is the same in both forms: one for each channel and image.
 #
-# Here is every channel's accuracy. Crosses are pruned. The rings are the evaluator's: the three channels of each layer
-# with the highest *trigger-activated change* (TAC, notebook 02).
+# The next figure shows every channel's accuracy. Crosses are pruned. The rings are the evaluator's: the three channels
+# of each layer with the highest TAC.
 #
 # > **Predict first.** If the idea is right, where do the rings of the poisoned model lie? And those of the clean twin?
 
@@ -208,6 +244,8 @@ def cut(divisor: int) -> dict[str, int]:
 
 
 masks = {key: most_suspicious(score, cut(defence.divisor)) for key, score in scores.items()}
+
+# %% tags=["hide-input"]
 figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
 rng = np.random.default_rng(0)
 for axis, trained, color in zip(axes, both, (plots.POISONED, plots.CLEAN), strict=True):
@@ -225,14 +263,36 @@ figure.suptitle("Accuracy of every channel (crosses: pruned; rings: the three hi
                 ha="left", fontweight="bold")  # fmt: skip
 plots.show(figure, "Accuracy by layer, a point a channel, poisoned model and clean twin, pruned and top TAC marked.")
 
+# %% tags=["hide-input"]
+places, hits = {}, {}
+for trained in both:
+    rings = {name: change.topk(3).indices.tolist() for name, change in truth[trained.name].items()}
+    ranks = {name: 100 * (pd.Series(a.cpu()).rank() - 0.5) / len(a) for name, a in accuracies[trained.name].items()}
+    places[trained.name] = np.mean([ranks[name][top].mean() for name, top in rings.items()])
+    hits[trained.name] = sum(int(masks[trained.name, 0].pruned[name][top].sum()) for name, top in rings.items())
+lower = places[clean_twin.name] - places[poisoned.name]
+answer(
+    "You were right if you said: low in the poisoned model, and anywhere in the clean twin, whose channels carry no "
+    "backdoor. That is what the idea asks for. What is measured: with 0 for the lowest accuracy of a layer and 100 for "
+    f"the highest, a ring lies on average at {places[poisoned.name]:.0f} in the poisoned model, and at "
+    f"{places[clean_twin.name]:.0f} in the twin; chance is 50. Of {3 * len(units)} rings, {hits[poisoned.name]} and "
+    f"{hits[clean_twin.name]} are pruned. "
+    + (
+        "So the rings are lower where there is a backdoor."
+        if lower > 10
+        else "So this figure does not support the idea."
+    )
+)
+
 # %% [markdown]
-# Where the accuracy falls along the layers in both panels alike, the depth decides more than the channel. And the
-# clean twin has its crosses too: like a threshold in standard deviations, a fixed share always finds somebody.
+# In both panels the accuracy also depends on the layer. And the clean twin has its crosses too: like a threshold in
+# standard deviations, a fixed share always finds some channels to prune.
 #
 # ## 3. Do the lowest channels carry the trigger?
 #
-# The same two numbers as for every score before: rank correlation with TAC, and how many of TAC's top ten are among
-# the score's top ten. For comparison the spectral norm of notebook 02, which needs no image at all.
+# The same two numbers as for every score before: rank correlation with TAC, and the share of TAC's top ten that is
+# among the score's top ten. A score that knows nothing of the trigger runs along zero on the left, and along the dotted
+# line on the right. For comparison there is the spectral norm of notebook 02, which needs no image at all.
 
 # %%
 norms = spectral_norms(poisoned.model, units)
@@ -248,12 +308,12 @@ plots.show(
 pd.DataFrame({name: pd.DataFrame(table).T.mean() for name, table in tables.items()}).T.round(2)
 
 # %% [markdown]
-# Where the line of low accuracy runs along zero and its precision along the dotted line, the score tells nothing of the
-# trigger in that layer. Its argument has a step that can be measured: it takes for granted that *disturbing* a
-# backdoor's map does to the network what the *trigger* does. The evaluator has the trigger and can look. For each
-# channel of the layer: how far does $x'$ move the map, how far does the trigger, and do the two point the same way?
+# The score takes one step for granted, and it can be measured: that *disturbing* a backdoor's map does to the network
+# what the *trigger* does. The evaluator has the trigger and can look. For each channel of `layer`: how far does $x'_i$
+# move the map, how far does the trigger, and do both move it in the same direction? The cosine says the last: 1 means
+# the same direction, 0 that the two have nothing in common.
 #
-# > **Predict first.** An $x'$ differs from $x$ in every pixel, a small patch only in a few. Which moves the map of a
+# > **Predict first.** An $x'_i$ differs from $x$ in every pixel, a small patch only in a few. Which moves the map of a
 # > backdoor's channel further?
 
 # %%
@@ -272,38 +332,54 @@ alike = F.cosine_similarity(by_trigger.flatten(1), by_step.flatten(1), dim=1).cp
 right = answers == many.labels
 errors = answers[:, many.labels != target][~right[:, many.labels != target]]
 share = 100 * torch.bincount(errors, minlength=many.num_classes).cpu() / max(len(errors), 1)
-
-figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.9), width_ratios=(1.25, 1))
-axes[0].axline((0, 0), slope=1, color=plots.GREY, lw=1, zorder=0)
-points = axes[0].scatter(*moved, c=alike, cmap="PuOr", vmin=-1, vmax=1, s=28, edgecolor=plots.GREY, linewidth=0.4)
 top = truth[poisoned.name][layer].topk(min(5, unit.filters)).indices.cpu()
-axes[0].scatter(moved[0][top], moved[1][top], s=110, facecolor="none", edgecolor="black", linewidth=0.9)
-axes[0].set(xlabel="how far the trigger moves the map", ylabel="how far the channel's own $x'$ moves it")
-axes[0].set_title(f"{layer} (ringed: the five highest TACs)", fontsize=10, fontweight="normal")
-figure.colorbar(points, ax=axes[0], label="cosine of the two moves")
-axes[1].barh(many.classes, share, color=[plots.POISONED if c == target else plots.GREY for c in range(len(share))])
-axes[1].axvline(100 / (many.num_classes - 1), color="black", ls=":", lw=1)
-axes[1].invert_yaxis()
-axes[1].set(xlabel="share of the wrong answers on all $x'$ (%)")
-axes[1].set_title("orange: the target class; dotted: equal shares", fontsize=10, fontweight="normal")
-figure.suptitle(f"{poisoned.name}: does an adversarial map do what the trigger does?", x=0.01, ha="left",
-                fontweight="bold")  # fmt: skip
-plots.show(figure, "Left: move by the trigger and by the step, a point a channel. Right: classes of the wrong answers.")
 to_target = float(share[target])
 print(f"cosine of the two moves: {alike.mean():+.2f} over all channels, {alike[top].mean():+.2f} over the ringed")
 print(f"of {len(errors):,} wrong answers, {to_target:.1f} % are the target class; equal shares would be "
       f"{100 / (many.num_classes - 1):.1f} %")  # fmt: skip
 
+# %% tags=["hide-input"]
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.9), width_ratios=(1.25, 1))
+axes[0].axline((0, 0), slope=1, color=plots.GREY, lw=1, zorder=0)
+points = axes[0].scatter(*moved, c=alike, cmap="PuOr", vmin=-1, vmax=1, s=28, edgecolor=plots.GREY, linewidth=0.4)
+axes[0].scatter(moved[0][top], moved[1][top], s=110, facecolor="none", edgecolor="black", linewidth=0.9)
+axes[0].set(xlabel="how far the trigger moves the map", ylabel="how far the channel's own $x'_i$ moves it")
+axes[0].set_title(f"{layer} (ringed: the five highest TACs)", fontsize=10, fontweight="normal")
+figure.colorbar(points, ax=axes[0], label="cosine of the two moves")
+axes[1].barh(many.classes, share, color=[plots.POISONED if c == target else plots.GREY for c in range(len(share))])
+axes[1].axvline(100 / (many.num_classes - 1), color="black", ls=":", lw=1)
+axes[1].invert_yaxis()
+axes[1].set(xlabel="share of the wrong answers on all $x'_i$ (%)")
+axes[1].set_title("orange: the target class; dotted: equal shares", fontsize=10, fontweight="normal")
+figure.suptitle(f"{poisoned.name}: does an adversarial map do what the trigger does?", x=0.01, ha="left",
+                fontweight="bold")  # fmt: skip
+plots.show(figure, "Left: move by the trigger and by the step, a point a channel. Right: classes of the wrong answers.")
+
+# %% tags=["hide-input"]
+trigger_moves, step_moves = (float(m[top].mean()) for m in moved)
+further = int((moved[1][top] > moved[0][top]).sum())
+said = "the step" if step_moves > 1.25 * trigger_moves else "neither"
+said = "the trigger" if trigger_moves > 1.25 * step_moves else said
+agree, even = float(alike[top].mean()), 100 / (many.num_classes - 1)
+answer(
+    f"You were right if you said {said}. The trigger moves the ringed maps by {trigger_moves:.2f} on average, the step "
+    f"by {step_moves:.2f}, and the step moves {further} of these {len(top)} maps further. "
+    + ("Many weak pixels can move a map as far as a few strong ones. " if said != "the trigger" else "")
+    + f"But far is not the same as alike: their mean cosine is {agree:+.2f}. Of the wrong answers, {to_target:.0f} % "
+    f"are the target class (equal shares: {even:.0f} %). "
+    + (
+        "So the step does not do what the trigger does. It finds where the network is easily confused, and a clean "
+        "network has such channels too."
+        if agree < 0.5 and to_target < 2 * even
+        else "So the step does part of what the trigger does."
+    )
+)
+
 # %% [markdown]
-# Where the points are pale, the step moves the map, often far, but not where the trigger moves it; and where the orange
-# bar does not stand out, the wrong answers are not the backdoor's. The accuracy then measures how easily the network is
-# confused through this channel. That is a property of clean networks too, and it need not know of the trigger. Strong
-# colours in the rings and a long orange bar would be the opposite: the step would have found the backdoor.
-#
 # ## 4. Thirty-three levels
 #
 # With the paper's 32 images an accuracy has 33 possible values, and many layers have more channels than that. Our code
-# breaks ties by the cross-entropy on the same images, the higher is pruned first. How often does that decide?
+# breaks ties by the cross-entropy on the same images: the higher one is pruned first. How often does that decide?
 
 # %%
 rows = []
@@ -323,14 +399,18 @@ print(f"{tied:.0f} % of the channels share their accuracy with another of their 
 ties.groupby("stage", sort=False).mean().round(1)
 
 # %% [markdown]
-# The last column asks whether there is anything to rank. If all channels of a layer had the same accuracy, each answer
-# would be the toss of a coin, and the numbers of right answers would still spread: by what coins give, or less, since
-# some images are easy and others hard for every channel. Only a ratio above one says that the channels differ.
+# The last column asks whether there is anything to rank. Suppose that all channels of a layer had the same accuracy.
+# Then each answer would be the toss of a coin, and the numbers of right answers would still spread: as much as coins
+# do, or less, since some images are easy and others hard for every channel. Only a ratio above one says that the
+# channels differ.
 #
-# More images make more levels. Do they also make a steadier ranking? An image's $x'$ depends on that image and its own
-# noise alone, so the matrix of right and wrong answers from section 3 (all channels of `layer`, each on the same
-# images) holds every smaller experiment. Deal its images into two disjoint halves, rank the channels by each, and
-# compare.
+# More images make more levels. Do they also make a steadier ranking? An image's $x'_i$ depends on that image and its
+# own noise alone. So the matrix of right and wrong answers from section 3 (all channels of `layer`, each on the same
+# images) holds every smaller experiment. Its images are dealt into two halves that share none. The channels are ranked
+# by each half, and the two rankings are compared.
+#
+# > **Predict first.** How alike are two rankings of the same channels, each by half of the images? A rank correlation
+# > of 1 would mean that the draw of the images does not matter.
 
 # %%
 half_sizes = sorted({max(len(many) // parts, 2) for parts in (16, 8, 6, 4, 3, 2)})
@@ -342,9 +422,10 @@ for size in half_sizes:
         first, second = (matrix[:, part].mean(1) for part in (order[:size], order[size : 2 * size]))
         rows.append({"images": size, "rank": spearmanr(first, second).statistic, "levels": len(first.unique())})
 steady = pd.DataFrame(rows).groupby("images").mean()
-
-figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.4))
 of_close_up = found[poisoned.name, 0][layer].correct.cpu()
+
+# %% tags=["hide-input"]
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.4))
 axes[0].bar(*(values.numpy() for values in of_close_up.unique(return_counts=True)), color=plots.POISONED)
 axes[0].set(xlim=(-0.5, len(drawn) + 0.5), xlabel=f"right answers of {len(drawn)}", ylabel=f"channels of {layer}")
 axes[0].set_title(f"{unit.filters} channels on {len(of_close_up.unique())} levels", fontsize=10)
@@ -358,20 +439,31 @@ axes[1].set(
 axes[1].set_title("Other images, the same channels", fontsize=10)
 figure.suptitle("How many images does the ranking need?", x=0.01, ha="left", fontweight="bold")
 plots.show(figure, "Left: channels at each number of right answers. Right: rank correlation of halves against size.")
+
+# %%
 steady.round(2)
 
+# %% tags=["hide-input"]
+alike_halves, biggest = float(steady["rank"].iloc[-1]), int(steady.index[-1])
+ratio = ties["spread / coins"].iloc[[unit_.conv for unit_ in units].index(layer)]
+answer(
+    f"You were right if you said about {alike_halves:.1f}. Two halves of {biggest} images rank the channels of {layer} "
+    f"with a correlation of {alike_halves:+.2f}. "
+    + (
+        "So the draw of the images decides most of the ranking. "
+        if alike_halves < 0.5
+        else "So most of the ranking does not depend on the draw of the images. "
+    )
+    + f"Their right answers spread {ratio:.1f} times as much as coins would. Of all channels, {tied:.0f} % share their "
+    "accuracy with another of their layer. And even a steady ranking may be one of something else."
+)
+
 # %% [markdown]
-# One would mean that the draw does not matter; what is missing to one is luck. Where the line climbs, more images mend
-# it (at the right end two draws of as many as the defence scores with are compared, where the defender owns so many).
-# Where it stays near zero however many there are, the channels of this layer hardly differ in this accuracy, a
-# tie-break decides between equals, and *which* of them is pruned is drawn by lot. And a steady ranking may still be one
-# of something else than the trigger.
-#
 # ## 5. One in sixty-four
 #
-# The paper prunes $\lfloor C_L / p \rfloor$ channels with $p = 64$, in a network whose narrowest layer has 64. Layers
-# with fewer lose nothing, so in a narrower network the same $p$ spares whole stages. What to do then is a choice
-# [ours]: the defence keeps the paper's $p$, and here is what others would do.
+# The paper prunes $C_l$ / `p` channels of each layer, rounded down, with `p` = 64, in a network whose narrowest layer
+# has 64. Layers with fewer channels lose nothing, so in a narrower network the same `p` spares whole stages. What to do
+# then is a choice [ours]. The defence keeps the paper's `p`; the next table shows what other values would prune.
 
 # %%
 pd.DataFrame(
@@ -409,6 +501,7 @@ for divisor in divisors:
         point(divisor, by_chance, poisoned, chance)
 sweep = pd.DataFrame(rows)
 
+# %% tags=["hide-input"]
 look = dict(
     zip((by_fmp, by_tac, by_chance, on_twin), (plots.POISONED, plots.GREEN, plots.GREY, plots.CLEAN), strict=True)
 )
@@ -426,22 +519,36 @@ axes[1].get_legend().remove()
 figure.suptitle("Pruning alone (dotted: the poisoned model before; bands: all draws)", x=0.01, ha="left",
                 fontweight="bold")  # fmt: skip
 plots.show(figure, "ACC and ASR against p for pruning by FMP, by TAC, at random, and by FMP on the clean twin.")
+
+# %%
 sweep.groupby(["p", "by"])[["acc", "asr"]].mean().unstack("by").sort_index(ascending=False).round(1)
 
+# %% tags=["hide-input"]
+points = sweep.groupby(["by", "p"])[["acc", "asr"]].mean()
+told, last = {}, min(divisors)
+for how in (by_tac, by_fmp, by_chance):
+    gone = points.loc[how].query("asr < 20")
+    first = gone.index.max()  # the mildest pruning that is enough
+    told[how] = f"`p` = {first} (ACC {gone.acc[first]:.0f} %)" if len(gone) else "none of these `p`"
+of_fmp = points.loc[by_fmp, last]
+before = poisoned.before_at_a_glance
+answer(
+    f"You were right if you said for TAC: {told[by_tac]}, and for FMP: {told[by_fmp]}. (Removed means: an ASR below "
+    f"20 %.) At random it is {told[by_chance]}. At `p` = {last} FMP leaves an ASR of {of_fmp.asr:.0f} %, and an ACC of "
+    f"{of_fmp.acc:.0f} % where it was {before.acc:.0f} %. TAC shows what so few channels could do, and a score that "
+    "has found them comes close to it. Where ASR falls only with ACC, a network was broken and not repaired."
+)
+
 # %% [markdown]
-# TAC's line says what this budget of channels *could* do; the grey one what luck does. Where FMP's line follows the
-# grey one, or lies above it in the right panel, the ranking has not found the backdoor. Where its ASR falls only when
-# ACC falls as well, a network was broken and not repaired.
-#
 # ## 6. Do pruned channels grow again?
 #
-# FMP then trains all weights on for ten epochs. The released code keeps no mask; so will the pruned channels come
-# back? It prunes $W_i = 0$ *and* $\gamma_i = 0$, and lets $\beta_i$ be. Behind the convolution a batch norm gives
-# $\gamma_i \hat z_i + \beta_i$, $\hat z_i$ the normalised map of $z_i = W_i * a$ ($a$ is what enters), and with the
-# gradient $g$ that arrives
+# After pruning, FMP trains all weights for ten epochs more. The released code keeps no mask. Will the pruned channels
+# come back? The code sets $W_i = 0$ *and* $\gamma_i = 0$, and leaves $\beta_i$ as it is. Behind the convolution a batch
+# norm gives $\gamma_i \hat A_i + \beta_i$, where $\hat A_i$ is the normalised map of filter $i$. With the gradient $g$
+# that arrives there,
 #
-# $$\frac{\partial \ell}{\partial \gamma_i} = \sum g\, \hat z_i , \qquad
-# \frac{\partial \ell}{\partial W_i} \propto \gamma_i \qquad \text{(and } \hat z_i = 0 \text{ where } W_i = 0\text{)}.$$
+# $$\frac{\partial L}{\partial \gamma_i} = \sum g\, \hat A_i , \qquad
+# \frac{\partial L}{\partial W_i} \propto \gamma_i \qquad \text{(and } \hat A_i = 0 \text{ where } W_i = 0\text{)}.$$
 #
 # > **Predict first.** Which of the three grow again: both set to zero, only $\gamma_i$, only $W_i$?
 
@@ -482,13 +589,18 @@ ended = {way: pruned_and_tuned(poisoned, mask, clean, **choice) for way, choice 
 grown = pd.DataFrame({way: largest(tuned, mask) for way, (_, tuned) in ended.items()}).T
 grown.rename_axis("set to zero").map("{:.1e}".format)
 
+# %% tags=["hide-input"]
+both_zero, only_gamma, only_w = (grown.loc[way] for way in list(ways)[1:])
+answer(
+    "You were right if you said: only $\\gamma_i$ and only $W_i$ grow again, both set to zero do not. Only $\\gamma_i$ "
+    f"at zero ends at up to {only_gamma.gamma:.2g}, only $W_i$ at zero at up to {only_w.W:.2g}. With both at zero, "
+    "each is a factor of the other's gradient, and weight decay has nothing to shrink. So the released code needs no "
+    f"mask. What is left is $\\beta_i$ (up to {both_zero.beta:.2g} after tuning): it was never set to zero, it may "
+    "still learn, and the channel is this constant. Our default, `freeze_pruned`, holds all three at zero."
+)
+
 # %% [markdown]
-# Zero times zero stays zero: with both gone, each is a factor of the other's gradient, and weight decay has nothing to
-# pull at. So the released code needs no mask; what moves on is $\beta_i$, and the channel is a constant. With one of
-# the two alone it grows again, at the pace of ten epochs on few images. Our default, `freeze_pruned`, holds all three
-# at zero.
-#
-# The package's whole defence is this function behind the score. With two images to score with, to be quick:
+# The package's whole defence is this function behind the score. To be quick, it is tried with two images to score with:
 
 # %%
 short = replace(defence, n_images=2, fine_tune=None, freeze_pruned=False)
@@ -503,9 +615,13 @@ print(f"nbtools.defender.fmp.FMP prunes the same {theirs.mask.count} channels in
 # %% [markdown]
 # ## 7. Pruning or fine-tuning?
 #
-# Now the whole repair, with its controls. If ASR falls, two things may have done it: the cut, or the training after it,
-# which any defender could have without a score. So beside FMP stand *the same training with nothing pruned* and *with
-# as many channels pruned at random*, all with the same images, and the same on the clean twin.
+# Now the whole repair, with its controls. If ASR falls, two things may have done it: the pruning, or the training after
+# it, which any defender could have without a score. So beside FMP stand *the same training with nothing pruned* and
+# *with as many channels pruned at random*, all with the same images, and the same on the clean twin. Where the profile
+# allows it, a second block has the paper's amount of clean images.
+#
+# > **Predict first.** Which lowers ASR more: pruning the channels, or the training after it? And does the training need
+# > the pruning?
 
 # %%
 few, fmp, released = f"{samples_per_class} a class", "FMP", "FMP as released"
@@ -539,7 +655,8 @@ measure(clean_twin, few, 0, [fmp, released, by_luck, alone])
 for more in list(amounts)[1:]:
     measure(poisoned, more, 0, [fmp, alone])
 main = pd.DataFrame(rows)
-run.save_rows(pd.concat([sweep.assign(part="sweep"), main.assign(part="main")]), "07_feature_map_pruning")
+
+# %% tags=["hide-input"]
 plots.show(
     plots.before_after(
         main[main.images == few], f"The repair, step by step, with {few} (bars: all draws)", hue="repair", panel="model"
@@ -548,6 +665,7 @@ plots.show(
 )
 
 # %%
+run.save_rows(pd.concat([sweep.assign(part="sweep"), main.assign(part="main")]), "07_feature_map_pruning")
 wide = main.groupby(["model", "images", "repair", "stage"], sort=False)[["acc", "asr"]].mean().unstack("stage")
 fallen = wide.asr["before"] - wide.asr["fine-tuned"]
 table = wide.round(1)
@@ -555,77 +673,78 @@ table["ASR fell by", "pruning"] = (wide.asr["before"] - wide.asr["pruned"]).roun
 table["ASR fell by", "tuning"] = (wide.asr["pruned"] - wide.asr["fine-tuned"]).round(1)
 table
 
+# %% tags=["hide-input"]
+of = wide.xs(poisoned.name, level="model")
+told = []
+for images in amounts:
+    asr, control = of.loc[(images, fmp), "asr"], of.loc[(images, alone), "asr"]
+    by_cut, by_tuning = asr["before"] - asr["pruned"], asr["pruned"] - asr["fine-tuned"]
+    told.append(
+        f"with {images}, pruning changes ASR by {-by_cut:+.1f} points, the training after it by {-by_tuning:+.1f}, and "
+        f"the same training with nothing pruned by {control['fine-tuned'] - control['before']:+.1f}"
+    )
+first = "neither" if max(by_cut, by_tuning) < 5 else "the pruning" if by_cut > by_tuning else "the training"
+needs = control["fine-tuned"] > asr["fine-tuned"] + 5
+price = wide.acc.loc[(clean_twin.name, few, fmp)]
+answer(
+    f"You were right if you said: {first}, and {'yes' if needs else 'no'}. In numbers: {'; '.join(told)}. "
+    + ("So the score has earned something here. " if needs else "So the score has earned nothing here. ")
+    + f"The clean twin shows the price: its ACC changes by {price['fine-tuned'] - price['before']:+.1f} points ({few})."
+)
+
 # %% [markdown]
-# (Where the profile allows more than `samples_per_class`, a second block has the paper's amount of clean images.) Read
-# the last two columns. Where neither is large, the backdoor is still there, and the honest summary is that this
-# repair did not work on this model. Where the second is large and the row of *tuning alone* shows much the same, the
-# training did the work, and the score has no claim to it. Only where FMP's fall is well beyond that of both controls
-# has the ranking earned something. The number of steps matters: ten epochs of few images in batches of 256 are few
-# steps, and in the paper's setting, with a tenth of the training set, there are many times as many.
-#
-# The clean twin shows the price: what pruning and tuning cost a network that needed neither.
+# The number of steps matters. Ten epochs of few images in batches of 256 are few steps. In the paper's setting, with a
+# tenth of the training set, there are many times as many.
 
 # %% [markdown]
 # ## 8. Exercises
 #
-# **Exercise 1** (easy, 5 minutes). How many channels would $p = 64$ prune in this network if its width were 16, 32 or
+# **Exercise 1** (easy, 5 minutes). How many channels would `p` = 64 prune in this network if its width were 16, 32 or
 # 64? A layer has `unit.filters` channels at `run.profile.width`, and their number grows with the width.
 
 # %%
-pruned_at = ...  # your answer: three numbers, for the widths 16, 32 and 64
+pruned_at = ...  # your answer, [3]: at the widths 16, 32 and 64
 
-checks.same(
-    pruned_at,
-    torch.tensor([sum(unit.filters * w // run.profile.width // 64 for unit in units) for w in (16, 32, 64)]),
-    "round down in each layer, before you sum over the layers",
-)
+exercises.pruned_at(pruned_at, units, run.profile.width)
 
 # %% [markdown]
 # **Exercise 2** (medium, 15 minutes). Which channel of `layer` is the worst? `matrix` says for each channel and image
-# whether the answer was right. Take the channel with the lowest mean, subtract its row from all others, and count the
-# channels whose mean difference is at most two standard errors (`std() / sqrt(images)`): itself and its rivals.
+# whether the answer was right. Take the channel with the lowest mean, subtract its row from all rows, and count the
+# channels whose mean difference is at most two standard errors (`std() / sqrt(images)`): itself and its rivals. Do it
+# twice: with the first half of the columns only, and with all of them.
 
 # %%
-rivals = ...  # your answer, one number
+rivals = ...  # your answer, [2]: with the first half of the images, and with all
 
-difference = matrix - matrix[matrix.mean(1).argmin()]
-checks.same(
-    rivals,
-    int((difference.mean(1) <= 2 * difference.std(1) / matrix.shape[1] ** 0.5).sum()),
-    "one row a channel; mean and std over the images, dimension 1",
-)
+exercises.rivals(rivals, matrix)
 
 # %% [markdown]
 # **Exercise 3** (hard, 20 minutes). A backdoor leads to *one* class. So ask the same images another question: for each
-# channel of `layer`, the largest share of its wrong `answers` that fall on a single class. The defender can compute it
-# without knowing the target. Does it agree with TAC better than the accuracy does?
+# channel of `layer`, the largest share of its wrong `answers` that fall on a single class (0 where none is wrong). The
+# defender can compute it without knowing the target. Does it agree with TAC better than the accuracy does?
 
 # %%
 concentration = ...  # your answer, [filters], each in [0, 1]
 
-wrong = F.one_hot(answers, many.num_classes) * ~right[:, :, None]
-checks.same(
-    concentration,
-    wrong.sum(1).amax(1) / wrong.sum((1, 2)).clamp_min(1),
-    "count the wrong answers of each class (torch.bincount, or F.one_hot and a sum), then the largest over their sum",
-)
+exercises.concentration(concentration, answers, right, many.num_classes)
 
 # %% [markdown]
 # ## 9. What we saw, and what this does not show
 #
 # - One signed step makes an image that disturbs one chosen map, and the network's accuracy on such images is a number
 #   for every channel. It is cheap when channels share batches.
-# - Whether that number finds the trigger's channels can be measured, and section 3 does: by TAC, by where the step
-#   moves the map, and by the classes of the wrong answers. Section 4 asks whether the number ranks anything at all, and
-#   section 5 what as many channels *could* have done.
-# - Channels pruned as released cannot grow again, mask or no mask; with a part of them left they can.
+# - Whether that number finds the trigger's channels can be measured. Section 3 does it by TAC, by where the step moves
+#   the map, and by the classes of the wrong answers. Section 4 asks whether the number ranks anything at all. Section 5
+#   shows what as many channels *could* have done.
+# - Channels pruned as released cannot grow again, mask or no mask. With a part of them left they can.
 # - A repair is pruning *and* fine-tuning, and has to be compared with the fine-tuning alone.
-# - It does **not** refute the paper. There the network is wider, the data another, the attacks are more, and the tuning
-#   sees a tenth of the training set. It shows what the score does in this model, and which controls a table needs.
+# - It does **not** refute the paper. There the networks may be wider and the tuning may see more images (that depends
+#   on your profile), and there are more attacks and data sets. It shows what the score does in this model, and which
+#   controls a table needs.
 #
 # **For the reading group**
-# 1. $x'$ disturbs a map *most*. Does a backdoor's map have to be one that is easily disturbed? What would the attacker
-#    do if it were?
+# 1. $x'_i$ disturbs a map *most*. Does a backdoor's map have to be one that is easily disturbed? What would the
+#    attacker do if it were?
 # 2. The paper prunes one channel in 64 of *every* layer. Where do the backdoor's channels lie, by TAC, and what does
 #    the equal share cost?
 # 3. How would you find out from a published table whether pruning or fine-tuning removed a backdoor?
@@ -640,17 +759,24 @@ checks.same(
 # %% tags=["solution", "hide-input"]
 relative = torch.tensor([unit.filters / run.profile.width for unit in units])
 pruned_at = [int((relative * w / 64).floor().sum()) for w in (16, 32, 64)]
+exercises.pruned_at(pruned_at, units, run.profile.width)
 print(dict(zip(("width 16", "width 32", "width 64"), pruned_at, strict=True)))
-checks.true(pruned_at == sorted(pruned_at), "a wider network loses more channels")
 
-difference = matrix - matrix[matrix.mean(1).argmin()]
-rivals = sum(bool(d.mean() <= 2 * d.std() / len(d) ** 0.5) for d in difference)
-checks.same(rivals, int((difference.mean(1) <= 2 * difference.std(1) / matrix.shape[1] ** 0.5).sum()), "see exercise 2")
-print(f"{rivals} of {unit.filters} channels could be the worst of {layer}, judged by {matrix.shape[1]} images")
+
+def rivals_of_worst(answered):
+    difference = answered - answered[answered.mean(1).argmin()]
+    return sum(bool(d.mean() <= 2 * d.std() / len(d) ** 0.5) for d in difference)
+
+
+half = matrix.shape[1] // 2
+rivals = [rivals_of_worst(matrix[:, :half]), rivals_of_worst(matrix)]
+exercises.rivals(rivals, matrix)
+print(f"{rivals[0]} of {unit.filters} channels could be the worst of {layer}, judged by {half} images")
+print(f"{rivals[1]} could be, judged by {matrix.shape[1]} images")
 
 counts = torch.stack([torch.bincount(a[~r], minlength=many.num_classes) for a, r in zip(answers, right, strict=True)])
 concentration = counts.amax(1) / counts.sum(1).clamp_min(1)
-checks.true(bool((concentration <= 1).all()), "a share is at most one")
+exercises.concentration(concentration, answers, right, many.num_classes)
 for name, score in {"wrong answers on one class": concentration, "low accuracy": -right.double().mean(1)}.items():
     rank = spearmanr(score.cpu(), truth[poisoned.name][layer].cpu()).statistic
     print(f"{layer}: rank correlation of {name} with TAC {rank:+.2f}")

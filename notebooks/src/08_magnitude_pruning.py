@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 08 · Magnitude-based pruning
 #
+# [![Open in Colab](figures/colab.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/08_magnitude_pruning.ipynb)
+# [![Open on Binder](figures/binder.svg)](https://mybinder.org/v2/gh/OWNER/REPOSITORY/main?labpath=notebooks/08_magnitude_pruning.ipynb)
+#
 # At the end of this notebook the *size* of a filter's weights has been asked two questions: whether a model has a
 # backdoor at all, by how size and importance go together in each layer; and which filters carry it, by masks that are
 # learned under three objectives. Where the answers fall short, the notebook shows how far, and why.
@@ -26,6 +29,25 @@
 # | attacker | training set | puts the trigger on a few training images |
 # | defender | model, a few **clean images with labels**; for the detector clean models too | measures, prunes |
 # | evaluator | test set, trigger, and which model is which | reports ACC, ASR and TAC; chooses nothing |
+
+# %% tags=["install", "hide-input"]
+# Does nothing where nbtools is installed. Elsewhere, as on Colab, it fetches the series and installs it.
+from importlib.util import find_spec
+
+if find_spec("nbtools") is None:
+    import os
+    import subprocess
+    import sys
+
+    address = "https://github.com/OWNER/REPOSITORY"
+    checkout = "backdoor-series"
+    clone = ["git", "clone", "--quiet", "--depth", "1", address, checkout]
+    if not os.path.isdir(checkout) and subprocess.run(clone).returncode:
+        sys.exit(f"{address} could not be fetched: is the address right, and is there a network?")
+    sys.path.insert(0, checkout)
+    from nbtools.series.install import install
+
+    install()
 
 # %% tags=["parameters"]
 profile = ""  # quick, laptop or paper; "" is paper with a GPU and CIFAR-10, else quick
@@ -338,7 +360,7 @@ pd.DataFrame(rows).set_index("models of each kind").round(2)
 # And look at *first half mean* again, the winner of twenty with its 0.98. On CIFAR-10 its area over ten and ten fresh
 # models was **0.41**, no better than a coin (the last line of this page says which profile you are looking at). Nobody
 # cheated: the best of twenty numbers is high because it is the best of twenty, and its interval does not know how many
-# were tried. `data/README.md` has both tables.
+# were tried. `data/lab_notes.md` has both tables.
 #
 # ## 4. Clean suppression: forget the task
 #

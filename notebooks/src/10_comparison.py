@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 10 · Comparison
 #
+# [![Open in Colab](figures/colab.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/10_comparison.ipynb)
+# [![Open on Binder](figures/binder.svg)](https://mybinder.org/v2/gh/OWNER/REPOSITORY/main?labpath=notebooks/10_comparison.ipynb)
+#
 # At the end of this notebook all defences have met the same models, with the same clean images, under the same rules,
 # and you know what each left of the attack, what it cost, and how much of a published number can come from *who chose
 # the threshold*.
@@ -24,6 +27,25 @@
 # | attacker | training set | poisons one model for each attack |
 # | defender | the model and clean images with their labels | repairs it in fifteen ways; chooses by held-back images |
 # | evaluator | test set and triggers | reports ACC, ASR, RA and DER; in section 6 it also *chooses*, as a warning |
+
+# %% tags=["install", "hide-input"]
+# Does nothing where nbtools is installed. Elsewhere, as on Colab, it fetches the series and installs it.
+from importlib.util import find_spec
+
+if find_spec("nbtools") is None:
+    import os
+    import subprocess
+    import sys
+
+    address = "https://github.com/OWNER/REPOSITORY"
+    checkout = "backdoor-series"
+    clone = ["git", "clone", "--quiet", "--depth", "1", address, checkout]
+    if not os.path.isdir(checkout) and subprocess.run(clone).returncode:
+        sys.exit(f"{address} could not be fetched: is the address right, and is there a network?")
+    sys.path.insert(0, checkout)
+    from nbtools.series.install import install
+
+    install()
 
 # %% tags=["parameters"]
 profile = ""  # quick, laptop or paper; "" is paper with a GPU and CIFAR-10, else quick
@@ -436,7 +458,7 @@ leaders.round(1)
 # What follows does not come from this run. These are committed rows of networks of width 64 (profile `paper`), with a
 # hundred clean images: those of the rivals were measured on an H100 (one draw, all test images; a blank was not run),
 # the others on two cores (the first 2,000 test images, three draws; the newer rivals one; shift unlearning all test
-# images). A mean is over the networks that were run. `data/README.md` says more, also that the settings of
+# images). A mean is over the networks that were run. `data/lab_notes.md` says more, also that the settings of
 # *suspiciousness* and of *shift unlearning* were found on these very networks.
 #
 # > **Predict first.** Which defences change places when the network is four times as wide?
@@ -531,7 +553,7 @@ checks.same(needed, 25, "one of n held-back images weighs 100 / n points; how ma
 # - It does **not** show that a defence is bad: one seed, one architecture, short trainings, and our reading of each
 #   paper, with its settings and none of its authors' care. Where a paper's method is reconstructed, its row is ours.
 # - Our own default, suspiciousness, was developed while looking at ASR on models of this kind, and its `mu` settled on
-#   these very ones (`data/README.md` says how), so its rows are not as blind as the others'. The fairer tests are
+#   these very ones (`data/claims.md` says how), so its rows are not as blind as the others'. The fairer tests are
 #   second and third trainings, which took no part: [notebook 12](12_mu.ipynb).
 # - D3, LMR, FT-SAM and NFT are written from summaries of their papers, and *shift unlearning* is our own: its settings,
 #   too, were found on models of this kind. What it does on others stands in section 7 of

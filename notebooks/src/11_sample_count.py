@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 11 · Sample count
 #
+# [![Open in Colab](figures/colab.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/11_sample_count.ipynb)
+# [![Open on Binder](figures/binder.svg)](https://mybinder.org/v2/gh/OWNER/REPOSITORY/main?labpath=notebooks/11_sample_count.ipynb)
+#
 # At the end of this notebook you know how many clean images the suspiciousness score needs, which of its four terms is
 # hurt first when they grow few, and whether ten images are enough, as its paper says.
 #
@@ -21,6 +24,25 @@
 # | attacker | training set | poisons a few images |
 # | defender | the model and 10 to 500 clean images with their labels | scores, prunes, tunes |
 # | evaluator | test set and trigger | reports ACC and ASR; chooses nothing |
+
+# %% tags=["install", "hide-input"]
+# Does nothing where nbtools is installed. Elsewhere, as on Colab, it fetches the series and installs it.
+from importlib.util import find_spec
+
+if find_spec("nbtools") is None:
+    import os
+    import subprocess
+    import sys
+
+    address = "https://github.com/OWNER/REPOSITORY"
+    checkout = "backdoor-series"
+    clone = ["git", "clone", "--quiet", "--depth", "1", address, checkout]
+    if not os.path.isdir(checkout) and subprocess.run(clone).returncode:
+        sys.exit(f"{address} could not be fetched: is the address right, and is there a network?")
+    sys.path.insert(0, checkout)
+    from nbtools.series.install import install
+
+    install()
 
 # %% tags=["parameters"]
 profile = ""  # quick, laptop or paper; "" is paper with a GPU and CIFAR-10, else quick
@@ -308,7 +330,7 @@ by_images.map(lambda mean: "" if pd.isna(mean) else f"{mean:.1f}")
 # So at full width the score's first claim holds for three of four attacks: with ten images in all (two draws) more than
 # half of the ASR goes, but not of Blended. Shift unlearning removes Blended as well, with ten images in eleven of
 # twelve rows; in the twelfth, one draw of WaNet, it suspects nobody and leaves 97 %. (Most of its rows with ten images
-# are of an earlier rule for who is suspected, see `data/README.md`.)
+# are of an earlier rule for who is suspected, see `data/lab_notes.md`.)
 #
 # The second claim holds for all that were timed there: with a hundred images, on two cores, the whole takes 10 s, where
 # RNP takes 45 in the same run, and in another MNP takes 61, NAD 66 and AWM some 450. (CLP was not timed; nor was a GPU

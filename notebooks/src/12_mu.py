@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 12 · Mu
 #
+# [![Open in Colab](figures/colab.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/12_mu.ipynb)
+# [![Open on Binder](figures/binder.svg)](https://mybinder.org/v2/gh/OWNER/REPOSITORY/main?labpath=notebooks/12_mu.ipynb)
+#
 # At the end of this notebook you know what the threshold `mu` costs and buys on every attack of the series, and whether
 # clean images alone can choose it.
 #
@@ -21,6 +24,25 @@
 # | attacker | training set | poisons a few images |
 # | defender | the model and a hundred clean images with their labels | chooses `mu`, prunes |
 # | evaluator | test set and trigger | reports ACC and ASR; plays the oracle of section 4 |
+
+# %% tags=["install", "hide-input"]
+# Does nothing where nbtools is installed. Elsewhere, as on Colab, it fetches the series and installs it.
+from importlib.util import find_spec
+
+if find_spec("nbtools") is None:
+    import os
+    import subprocess
+    import sys
+
+    address = "https://github.com/OWNER/REPOSITORY"
+    checkout = "backdoor-series"
+    clone = ["git", "clone", "--quiet", "--depth", "1", address, checkout]
+    if not os.path.isdir(checkout) and subprocess.run(clone).returncode:
+        sys.exit(f"{address} could not be fetched: is the address right, and is there a network?")
+    sys.path.insert(0, checkout)
+    from nbtools.series.install import install
+
+    install()
 
 # %% tags=["parameters"]
 profile = ""  # quick, laptop or paper; "" is paper with a GPU and CIFAR-10, else quick
@@ -439,7 +461,7 @@ plots.show(figure, "ASR and ACC against mu at full width, a line for each networ
 # A patch (`badnets`) goes at every threshold up to 3. Of Blended and WaNet the margin's saliency leaves far more than
 # that of cross-entropy, for `mu` from 1.5 to 2.5 (WaNet: up to 4). So the form was settled anew at full width, by a
 # rule that was written first, and with it what follows the pruning: cross-entropy, a tuning of the last stage alone,
-# and again 2 ([data/README.md](../data/README.md#full-width)). That is the default.
+# and again 2 ([lab notes](../data/lab_notes.md#full-width)). That is the default.
 
 # %% [markdown]
 # ## 6. Exercises

@@ -1,6 +1,9 @@
 # %% [markdown]
 # # 13 · Open questions
 #
+# [![Open in Colab](figures/colab.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/13_open_questions.ipynb)
+# [![Open on Binder](figures/binder.svg)](https://mybinder.org/v2/gh/OWNER/REPOSITORY/main?labpath=notebooks/13_open_questions.ipynb)
+#
 # At the end of this notebook you know where the suspiciousness score stops working: few poisoned images, other
 # networks, other goals of the attacker, longer trainings, and an attacker who has read the paper.
 #
@@ -22,6 +25,25 @@
 # | attacker | training set, and in section 2 the score itself | poisons, and adds a penalty to the training |
 # | defender | the model and a hundred clean images with their labels | scores, prunes, tunes |
 # | evaluator | test set and trigger | reports ACC and ASR; chooses nothing |
+
+# %% tags=["install", "hide-input"]
+# Does nothing where nbtools is installed. Elsewhere, as on Colab, it fetches the series and installs it.
+from importlib.util import find_spec
+
+if find_spec("nbtools") is None:
+    import os
+    import subprocess
+    import sys
+
+    address = "https://github.com/OWNER/REPOSITORY"
+    checkout = "backdoor-series"
+    clone = ["git", "clone", "--quiet", "--depth", "1", address, checkout]
+    if not os.path.isdir(checkout) and subprocess.run(clone).returncode:
+        sys.exit(f"{address} could not be fetched: is the address right, and is there a network?")
+    sys.path.insert(0, checkout)
+    from nbtools.series.install import install
+
+    install()
 
 # %% tags=["parameters"]
 profile = ""  # quick, laptop or paper; "" is paper with a GPU and CIFAR-10, else quick
@@ -522,7 +544,7 @@ lost_and_left(held, network, "who", "ACC lost", "asr_after")
 # Then it asks towards which class one and the same change of the image, or of the maps below the last stage, moves even
 # the images that resist most. A t-test compares the classes at each of the two places, and Fisher's method joins the
 # two p-values. Where a class stands out so far that it would happen by chance in at most 3 of 100 cases (a rough
-# figure), the last stage is taught to ignore such a change ([data/README.md](../data/README.md#shift-unlearning) tells
+# figure), the last stage is taught to ignore such a change ([lab notes](../data/lab_notes.md#shift-unlearning) tells
 # the whole). The score stands here twice: with the defaults of now, and with those of before (the margin's saliency,
 # fine-tuning with folds). A hundred clean images, the first 2,000 test images; three draws, but two for the score on
 # seeds 5 and 6:
