@@ -117,8 +117,8 @@ class FineTune:
         teacher: "before", the model before pruning, or "labels", plain cross-entropy.
         temperature: divides both models' logits where a model is the teacher.
         mixed: blend each image with another of its batch, with a weight drawn from [0, 1] (teacher "before" only).
-            Helps clean accuracy, but a blend of two images can wake a blended trigger's backdoor in the teacher, who
-            then passes it on (notebook 06); so it is off.
+            In narrow networks it helped clean accuracy, but could bring a blended trigger's backdoor back; at width 64
+            it did not (notebook 06).
         folds: parts of the cross-validation, at least 2.
         confidence: standard errors that the gain must exceed; 0 or more.
         frozen_bn: keep the batch norms' running statistics (else they follow the clean batches, which is how a

@@ -29,7 +29,7 @@ class Suspiciousness:
     """Prune every filter whose suspiciousness stands out in its layer, then mend the rest (arXiv 2311.07417).
 
     The formula is a reconstruction [ours]; see `nbtools.defender.score.suspiciousness`. The defaults were settled on
-    networks of full width (data/README.md).
+    networks of full width (data/lab_notes.md).
 
     Args:
         mu: prune where S > mean + mu * std; 0 or more.
