@@ -56,14 +56,14 @@ def deep_layers(units: Units) -> list[str]:
 def low_is_suspicious(values: Mapping[str, Tensor]) -> Scores:
     """A score from one measurement of which low values are suspicious [ours].
 
-    1 / (z_i / mean over the layer + e), e = 0.01: `nbtools.defender.score.suspiciousness` with this term alone and the
-    power -1, but for any measurement.
+    1 / (z_i / mean over the layer + epsilon), epsilon = 0.01: `nbtools.defender.score.suspiciousness` with this term
+    alone and the power -1, but for any measurement.
 
     Args:
         values: convolution name to `[filters]`, not negative.
 
     Returns:
-        Convolution name to `[filters]`, positive and at most 1 / e, high = suspicious.
+        Convolution name to `[filters]`, positive and at most 1 / epsilon, high = suspicious.
     """
     return {name: 1 / (value / value.mean().clamp_min(1e-30) + EPSILON) for name, value in values.items()}
 
@@ -87,8 +87,8 @@ def mean_agreement(tables: Mapping[str, Agreement], layers: Sequence[str]) -> pd
 def behind_norm(parts: Components, term: str, low: str, high: str) -> dict[str, Scores]:
     """The spectral norm as a score, without another term and with it in either sign, as `suspiciousness` joins them.
 
-    sigma~_i, then sigma~_i * sqrt(1 / (z~_i + e)) and sigma~_i * sqrt(z~_i + e), with z~ = z / mean over the layer and
-    e = 0.01 [reconstructed, see `nbtools.defender.score`].
+    sigma~_i, then sigma~_i * sqrt(1 / (z~_i + epsilon)) and sigma~_i * sqrt(z~_i + epsilon), with z~ = z / mean over
+    the layer and epsilon = 0.01 [reconstructed, see `nbtools.defender.score`].
 
     Args:
         parts: the measurements of one model.
@@ -157,7 +157,7 @@ def show_against_tac(
     """
     plots.show(
         plots.score_against_tac(scores, truth, layers, f"1 / ({what} / mean + {EPSILON:g})", title),
-        f"Scatter plots, one a layer of stages three and four: TAC across, the inverse of the {what} upwards.",
+        f"Scatter plots, one for each layer of stages three and four: TAC across, the inverse of the {what} upwards.",
     )
 
 
