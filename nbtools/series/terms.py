@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nbtools.data.images import Images, draw_clean
 from nbtools.defender.components import Components, Scores
+from nbtools.defender.pruning import Mask, pruned_copy
 from nbtools.defender.score import EPSILON, suspiciousness
 from nbtools.evaluator.agreement import stability, tac
 from nbtools.lab.experiments import Run
@@ -118,6 +119,66 @@ def prune_by_each(trained: Trained, scores: Mapping[str, Scores], mu: float) -> 
     """
     rows = [{"rule": name, **trained.pruned(score, mu)} for name, score in scores.items()]
     return pd.DataFrame(rows).set_index("rule").drop(columns=["model", "mu"])
+
+
+def prune_in_parts(trained: Trained, mask: Mask, truth: Scores) -> pd.DataFrame:
+    """Which of the pruned filters do the work? A mask as a whole, and the two parts into which TAC divides it.
+
+    Args:
+        trained: the model, which stays as it is.
+        mask: the filters that are pruned.
+        truth: the model's TAC, see `ground_truth`.
+
+    Returns:
+        Three rows, each a copy of the model at a glance: "all", "those that the trigger moves" (among the quarter of
+        their layer with the highest TAC) and "the others"; with pruned (filters), acc, asr, ra (percent).
+    """
+    loud = {name: change >= change.quantile(0.75) for name, change in truth.items()}
+    parts = {
+        "all": mask.pruned,
+        "those that the trigger moves": {name: gone & loud[name] for name, gone in mask.pruned.items()},
+        "the others": {name: gone & ~loud[name] for name, gone in mask.pruned.items()},
+    }
+    rows = {}
+    for who, pruned in parts.items():
+        part = Mask(pruned)
+        rows[who] = {"pruned": part.count} | trained.glance(pruned_copy(trained.model, part)).row()
+    found = pd.DataFrame(rows).T.rename_axis("pruned are")
+    return found.astype({"pruned": int})
+
+
+def who_does_the_work(parts: pd.DataFrame, before: float) -> str:
+    """What `prune_in_parts` says, in words.
+
+    Args:
+        parts: its table.
+        before: ASR before pruning, percent. To work means: to leave less than half of it.
+
+    Returns:
+        Whole sentences with the table's numbers.
+    """
+    whole, moved, others = (row for _, row in parts.iterrows())
+    share = 100 * moved.pruned / max(whole.pruned, 1)
+    told = (
+        f"Of the {whole.pruned:.0f} pruned filters the trigger moves {moved.pruned:.0f}, which is {share:.0f} % (by "
+        f"chance it would be 25 %). Pruned alone, these leave an ASR of {moved.asr:.1f} %, and the other "
+        f"{others.pruned:.0f} leave {others.asr:.1f} %. "
+    )
+    if whole.asr >= before / 2:
+        return told + "So most of the backdoor stands on filters below the threshold."
+    if moved.asr >= before / 2 and others.asr >= before / 2:
+        return told + "So neither part is enough by itself: the backdoor goes only when both are pruned."
+    if others.asr >= before / 2:
+        return told + (
+            "So those that the trigger moves do the work, and it is enough that some of them are at the top. The rank "
+            "correlation cannot see that: it looks at the order of all filters."
+        )
+    if moved.asr >= before / 2:
+        return told + (
+            "So it is not the filters with the highest TAC that do the work: TAC alone does not tell on which filters "
+            "a backdoor depends."
+        )
+    return told + "So each part is enough by itself: the backdoor depends on filters in both."
 
 
 def redrawn(

@@ -236,7 +236,7 @@ print(f"one layer, one pass over the network and nbtools.defender.components.com
 # authors argue that a backdoor lives there, because training finds free room for it in filters that the clean task does
 # not use. How many such filters are there? We call a filter *dormant* if its norm is below half of its layer's mean.
 #
-# > **Predict first.** Does the poisoned model have more dormant filters than its clean twin?
+# > **Predict first.** Does the poisoned model have clearly more dormant filters than its clean twin?
 
 # %%
 half = 0.5
@@ -268,11 +268,12 @@ plots.show(figure, "Left: share of dormant filters by layer. Right: sorted norms
 
 # %% tags=["hide-input"]
 mine, twins = silent[poisoned.name], silent[clean_twin.name]
+said = "hardly" if abs(mine - twins) <= 0.2 * max(mine, twins) else "yes" if mine > twins else "no"
 answer(
-    f"You were right if you said {'yes' if mine > twins else 'no'}: {mine} of {len(everything)} filters are dormant in "
-    f"the poisoned model, and {twins} in its clean twin. "
+    f"You were right if you said {said}: {mine} of {len(everything)} filters are dormant in the poisoned model, and "
+    f"{twins} in its clean twin. "
     + (
-        "But the twin has no backdoor, and most of the silence is there as well: a filter can be dormant for other "
+        "The twin has no backdoor, and most of the silence is there as well: a filter can be dormant for other "
         "reasons. To count dormant filters does not tell whether a network is poisoned."
         if twins > mine / 2
         else "Two networks are too few to say that the backdoor made the difference."
@@ -461,7 +462,12 @@ sweep = pd.DataFrame(trained.pruned(scores[trained.name], level) for trained in 
 run.save_rows(sweep, "04_activation_norm")
 terms.show_sweep(sweep, both, "Pruning by silence alone: what it breaks, and what it costs")
 
-# %% tags=["hide-input"]
+# %% [markdown]
+# Which of the pruned filters do the work? The evaluator takes the threshold with the lowest ASR for at most two points
+# of ACC, and divides the filters above it. The first part are those that the trigger moves: they are among the quarter
+# of their layer with the highest TAC. The second part are all the others. Each part is pruned alone.
+
+# %%
 from nbtools.defender.pruning import threshold
 
 had = {model.name: model.before_at_a_glance.row() for model in both}
@@ -469,27 +475,27 @@ mine, twin = poisoned.name, clean_twin.name
 swept = {model.name: sweep[sweep.model == model.name].set_index("mu") for model in both}
 lost = pd.DataFrame({name: had[name]["acc"] - rows.acc for name, rows in swept.items()})
 after, most = swept[mine], min(mus)
-level = (after.asr + 1000 * (lost[mine] > 2)).idxmin()  # the lowest ASR for at most two points of ACC
-worst, asr = lost.loc[level].max(), after.asr[level]
+level = (after.asr + 1000 * (lost[mine] > 2)).idxmin()
 took = threshold(scores[mine], level)
-moved = sum(int((cut & (truth[mine][n] >= truth[mine][n].quantile(0.75))).sum())
-            for n, cut in took.pruned.items())  # fmt: skip
+halves = terms.prune_in_parts(poisoned, took, truth[mine])
+halves.round(1)
+
+# %% tags=["hide-input"]
+worst, asr = lost.loc[level].max(), after.asr[level]
+worked = asr < had[mine]["asr"] / 2
 answer(
-    f"You were right if you said {'yes' if worst < 0.5 else 'nearly' if worst < 3 else 'no'}: pruning {took.count} "
+    f"You were right if you said {'yes' if worst < 0.5 else 'nearly' if worst < 3 else 'no'} for ACC, and "
+    f"{'yes' if worked else 'no'} for ASR. Pruning {took.count} "
     f"filters at $\\mu$ = {level:g} takes ACC from {had[mine]['acc']:.1f} to {after.acc[level]:.1f}, in the twin from "
     f"{had[twin]['acc']:.1f} to {swept[twin].acc[level]:.1f}. With {int(after.pruned[most])} filters, at $\\mu$ = "
     f"{most:g}, it is {after.acc[most]:.1f} and {swept[twin].acc[most]:.1f}. At $\\mu$ = {level:g} ASR goes from "
     f"{had[mine]['asr']:.1f} to {asr:.1f}"
     + (
-        f", although the rank correlation with TAC is {term.spearman:+.2f}: the two measures contradict each other. Of "
-        f"the pruned filters {100 * moved / took.count:.0f} % are among the quarter of their layer that the trigger "
-        "moves most (by chance: 25 %). Pruning only asks whether enough of the backdoor's filters are at the "
-        "top; the order of all the others does not matter. Notebook 06 tests this with the whole score."
-        if asr < had[mine]["asr"] / 2 and term.spearman < 0.2
-        else ": most of the backdoor stands on other filters."
-        if asr > had[mine]["asr"] / 2
-        else "."
+        f", although the rank correlation with TAC is {term.spearman:+.2f}. "
+        if worked and term.spearman < 0.2
+        else ". "
     )
+    + terms.who_does_the_work(halves, had[mine]["asr"])
 )
 
 # %% [markdown]

@@ -227,13 +227,17 @@ plots.show(figure, "Two clustered correlation matrices of a layer, poisoned mode
 usual = {name: among(found, list(range(len(found)))) for name, found in matrices.items()}
 trio = {n: among(found, truth[n][layer].topk(3).indices.tolist()) for n, found in matrices.items()}
 alike = 0.75 < usual[poisoned.name] / usual[clean_twin.name] < 1.33
-joined = trio[poisoned.name] > 1.5 * usual[poisoned.name]
+joined, joined_twin = (trio[model.name] > 1.5 * usual[model.name] for model in both)
 answer(
-    f"You were right if you said {'no' if alike else 'yes'}: on clean images the mean $\\lvert\\rho_{{ij}}\\rvert$ is "
+    f"You were right if you said {'no' if alike else 'yes'}, and {'yes' if joined else 'no'}. On clean images the mean "
+    "$\\lvert\\rho_{ij}\\rvert$ is "
     f"{usual[poisoned.name]:.2f} in the poisoned model and {usual[clean_twin.name]:.2f} in the twin. Among the three "
     f"marked filters it is {trio[poisoned.name]:.2f}, in the twin {trio[clean_twin.name]:.2f}. "
     + (
-        "So the filters that the trigger moves most do agree with each other, although no image carries the trigger."
+        "So these three agree with each other, although no image carries the trigger. But those of the twin do so too, "
+        "and the twin has no backdoor: this does not tell the two networks apart."
+        if joined and joined_twin
+        else "So these three agree with each other, although no image carries the trigger. Those of the twin do not."
         if joined
         else "So without the trigger the filters that it moves most hardly form a group."
     )
@@ -272,8 +276,9 @@ found = "nothing" if size <= usually else "a block of a few" if size < len(matri
 answer(
     f"You were right if you said {found}: with the trigger, {size} of {len(matrix)} filters correlate above 0.5 with "
     f"the one that it moves most; on clean images {usually} do. Among the ten filters with the highest TAC "
-    f"the mean $\\lvert\\rho_{{ij}}\\rvert$ goes from {company['clean']:.2f} to {company['triggered']:.2f}: "
-    "they all answer to one thing, the trigger. The defender, who has no trigger, cannot see this."
+    f"the mean $\\lvert\\rho_{{ij}}\\rvert$ goes from {company['clean']:.2f} to {company['triggered']:.2f}"
+    + (": they all answer to one thing, the trigger. " if company["triggered"] > company["clean"] + 0.2 else ". ")
+    + "The defender, who has no trigger, cannot see this."
 )
 
 # %% [markdown]
@@ -414,7 +419,12 @@ sweep = pd.DataFrame(trained.pruned(scores[trained.name], level) for trained in 
 run.save_rows(sweep, "05_correlation")
 terms.show_sweep(sweep, both, "Pruning by low correlation alone: what it breaks, and what it costs")
 
-# %% tags=["hide-input"]
+# %% [markdown]
+# Which of the pruned filters do the work? The evaluator takes the threshold with the lowest ASR for at most two points
+# of ACC, and divides the filters above it. The first part are those that the trigger moves: they are among the quarter
+# of their layer with the highest TAC. The second part are all the others. Each part is pruned alone.
+
+# %%
 from nbtools.defender.pruning import threshold
 
 had = {model.name: model.before_at_a_glance.row() for model in both}
@@ -422,26 +432,28 @@ mine, twin = poisoned.name, clean_twin.name
 swept = {model.name: sweep[sweep.model == model.name].set_index("mu") for model in both}
 lost = pd.DataFrame({name: had[name]["acc"] - rows.acc for name, rows in swept.items()})
 after, most = swept[mine], min(mus)
-level = (after.asr + 1000 * (lost[mine] > 2)).idxmin()  # the lowest ASR for at most two points of ACC
-asr, tac = after.asr[level], truth[mine]
+level = (after.asr + 1000 * (lost[mine] > 2)).idxmin()
 took = threshold(scores[mine], level)
-moved = sum(int((cut & (tac[n] >= tac[n].quantile(0.75))).sum()) for n, cut in took.pruned.items())
+halves = terms.prune_in_parts(poisoned, took, truth[mine])
+halves.round(1)
+
+# %% tags=["hide-input"]
+asr = after.asr[level]
+many, fewer = lost.loc[most].max(), lost.loc[level].max()
+price = "expensive" if fewer > 5 else "cheap" if many <= 5 else "cheap for few filters and expensive for many"
+worked = asr < had[mine]["asr"] / 2
 answer(
-    f"You were right if you said {'expensive' if lost.loc[most].max() > 5 else 'cheap'}, for many filters: "
-    f"pruning {int(after.pruned[most])}, at $\\mu$ = {most:g}, takes ACC from {had[mine]['acc']:.1f} to "
+    f"You were right if you said {price}, and {'yes' if worked else 'no'} for ASR. "
+    f"Pruning {int(after.pruned[most])}, at $\\mu$ = {most:g}, takes ACC from {had[mine]['acc']:.1f} to "
     f"{after.acc[most]:.1f}, in the twin from {had[twin]['acc']:.1f} to {swept[twin].acc[most]:.1f}. With {took.count} "
     f"at $\\mu$ = {level:g}, it is {after.acc[level]:.1f} and {swept[twin].acc[level]:.1f}, and ASR goes from "
     f"{had[mine]['asr']:.1f} to {asr:.1f}"
     + (
-        f", although the rank correlation with TAC is {term.spearman:+.2f}: the two measures contradict each other. Of "
-        f"the pruned filters {100 * moved / took.count:.0f} % are among the quarter of their layer that the trigger "
-        "moves most (by chance: 25 %). Pruning only asks whether enough of the backdoor's filters are at the "
-        "top; the order of all the others does not matter. Notebook 06 tests this with the whole score."
-        if asr < had[mine]["asr"] / 2 and term.spearman < 0.2
-        else ": most of the backdoor stands on other filters."
-        if asr > had[mine]["asr"] / 2
-        else "."
+        f", although the rank correlation with TAC is {term.spearman:+.2f}. "
+        if worked and term.spearman < 0.2
+        else ". "
     )
+    + terms.who_does_the_work(halves, had[mine]["asr"])
 )
 
 # %% [markdown]

@@ -17,6 +17,7 @@ from torch import Tensor
 from nbtools.attacker.triggers import BadNets
 from nbtools.data.images import Images, draw_clean, to_bytes
 from nbtools.defender.components import Components, components
+from nbtools.defender.pruning import Mask, pruned_copy, threshold
 from nbtools.defender.score import suspiciousness
 from nbtools.evaluator.agreement import agreement
 from nbtools.evaluator.evaluation import Evaluator
@@ -149,6 +150,39 @@ def test_prune_by_each_has_a_row_for_each_rule_and_leaves_the_model_alone(parts:
         assert dict(found.loc[name]) == pytest.approx({k: POISONED.pruned(score, 0.5)[k] for k in found.columns})
         by_hand = [int(np.sum(s > np.mean(s) + 0.5 * np.std(s, ddof=1))) for s in (v.numpy() for v in score.values())]
         assert found.pruned[name] == sum(by_hand) > 0
+
+
+def test_prune_in_parts_divides_a_mask_by_tac_and_leaves_the_model_alone(parts: Components) -> None:
+    before = bits(POISONED.model)
+    mask = threshold(parts.sigma, 0.5)
+    truth = {name: torch.arange(8.0).roll(place) for place, name in enumerate(LAYERS)}
+    found = terms.prune_in_parts(POISONED, mask, truth)
+    assert same_bits(before, bits(POISONED.model))
+    assert list(found.columns) == ["pruned", "acc", "asr", "ra"]
+    loud = {name: gone & (truth[name] >= 6) for name, gone in mask.pruned.items()}  # two of eight: a quarter
+    rest = {name: gone & (truth[name] < 6) for name, gone in mask.pruned.items()}
+    for who, pruned in zip(
+        ("all", "those that the trigger moves", "the others"), (mask.pruned, loud, rest), strict=True
+    ):
+        by_hand = POISONED.glance(pruned_copy(POISONED.model, Mask(pruned))).row()
+        assert dict(found.loc[who]) == pytest.approx({"pruned": Mask(pruned).count, **by_hand})
+    assert found.pruned["all"] == found.pruned.iloc[1:].sum()
+
+
+@pytest.mark.parametrize(
+    ("asr", "told"),
+    [
+        ((90, 95, 95), "below the threshold"),
+        ((2, 90, 90), "neither part"),
+        ((2, 2, 90), "those that the trigger moves do the work"),
+        ((2, 90, 2), "not the filters with the highest TAC"),
+        ((2, 2, 2), "each part is enough"),
+    ],
+)
+def test_who_does_the_work_follows_from_the_numbers(asr: tuple[int, int, int], told: str) -> None:
+    table = pd.DataFrame({"pruned": [8, 3, 5], "asr": asr})
+    found = terms.who_does_the_work(table, before=97)
+    assert told in found and "moves 3, which is 38 %" in found and found.endswith(".")
 
 
 def test_redrawn_compares_every_pair_of_draws_of_each_amount() -> None:
