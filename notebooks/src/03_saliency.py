@@ -543,12 +543,16 @@ ablation.round({"rank corr.": 2, "top ten": 2, "acc": 1, "asr": 1, "ra": 1})
 
 # %% tags=["hide-input"]
 before, (norm, ours, turned) = poisoned.before_at_a_glance, [row for _, row in ablation.iterrows()]
-against = turned["rank corr."] > ours["rank corr."]
+fall = before.acc - turned.acc
+mostly_norm = fall > 5 and before.acc - norm.acc > fall / 2 and ours.acc > norm.acc + 1
+against = (turned["rank corr."] > ours["rank corr."]) == (ours.acc > turned.acc)
 answer(
-    f"You were right if you said that ACC {'suffers' if turned.acc < ours.acc else 'does not suffer'}. It falls "
-    f"from {before.acc:.1f} to {turned.acc:.1f} % with the sign turned, {ours.acc:.1f} with ours and {norm.acc:.1f} "
-    f"with the norm alone. ASR falls from {before.asr:.1f} to {turned.asr:.1f}, {ours.asr:.1f} and {norm.asr:.1f} %. "
-    f"The rank correlation with TAC {'contradicts' if against else 'agrees with'} the pruning: it is "
+    f"You were right if you said that ACC {'suffers' if fall > 5 else 'hardly changes'} and that ASR "
+    f"{'falls far' if turned.asr < before.asr / 2 else 'stays'}. ACC goes from {before.acc:.1f} to {turned.acc:.1f} % "
+    f"with the sign turned, to {ours.acc:.1f} with ours and to {norm.acc:.1f} with the norm alone. ASR goes from "
+    f"{before.asr:.1f} to {turned.asr:.1f}, {ours.asr:.1f} and {norm.asr:.1f} %. "
+    + ("Most of that loss of ACC is the norm's own; our sign spares a part of it. " if mostly_norm else "")
+    + f"The rank correlation with TAC {'prefers the other sign than' if against else 'agrees with'} the pruning: it is "
     f"{turned['rank corr.']:+.2f} with the sign turned and {ours['rank corr.']:+.2f} with ours. It looks at the whole "
     "layer, but pruning looks only above the threshold. And TAC does not know which filters the clean images need."
 )
@@ -572,8 +576,16 @@ fall, fall_twin = before.acc - ours.acc, clean_twin.before_at_a_glance.acc - twi
 stays = fall <= 5
 both_hold = bool((stays & (ours.asr <= 10)).any())
 answer(
-    f"You were right if you said that ACC stays at {stays.sum()} of {len(mus)} thresholds, and that the backdoor "
-    f"{'goes' if both_hold else 'does not go where ACC stays'}. "
+    "You were right if you said that "
+    + (
+        "ACC stays and the backdoor goes, at one threshold at least"
+        if both_hold
+        else "you cannot have both: where ACC stays, the backdoor stays"
+        if stays.any()
+        else "ACC does not stay"
+    )
+    + f". (To stay means here: to fall by at most 5 points, as at {stays.sum()} of {len(mus)} thresholds. The backdoor "
+    "is gone where ASR is at most 10 %.) "
     + " ".join(f"At `mu = {m:g}` ACC falls by {fall[m]:.1f} points, and ASR is {ours.asr[m]:.1f} %." for m in mus)
     + f" The clean twin loses up to {fall_twin.max():.1f} points, though it needs no repair. "
     + ("" if both_hold else "So saliency alone is no defence here; its use is beside the norm, as in section 6.")
@@ -605,12 +617,16 @@ terms.show_redrawn(lines, title, alt, [*colors.values(), plots.GREY])
 
 # %% tags=["hide-input"]
 steadiness = pd.DataFrame(lines).mean()
-best = steadiness[list(SALIENCY_LOSSES)].idxmax()
+of_losses = steadiness[list(SALIENCY_LOSSES)]
+best = " or ".join(f"`{kind}`" for kind in of_losses.index[of_losses > of_losses.max() - 0.02])
+below_best = of_losses.max() - steadiness.iloc[-1]
 answer(
-    f"You were right if you said `{best}`. The orders from two draws have a mean rank correlation of "
+    f"You were right if you said {best}, and about {below_best:.1f} for the grey line, on average over the layers. The "
+    "orders from two draws have a mean rank correlation of "
     + ", ".join(f"{steadiness[kind]:.2f} with `{kind}`" for kind in SALIENCY_LOSSES)
-    + f". The grey line lies at {steadiness.iloc[-1]:.2f}: the gradients of the images cancel, as in section 2. "
-    "A steady order is not yet a right one; that was the question of sections 5 and 6."
+    + f". The grey line lies at {steadiness.iloc[-1]:.2f}"
+    + (": the gradients of the images cancel, as in section 2. " if below_best > 0.1 else ". ")
+    + "A steady order is not yet a right one; that was the question of sections 5 and 6."
 )
 
 # %% [markdown]
