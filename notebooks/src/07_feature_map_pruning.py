@@ -530,13 +530,14 @@ for how in (by_tac, by_fmp, by_chance):
     gone = points.loc[how].query("asr < 20")
     first = gone.index.max()  # the mildest pruning that is enough
     told[how] = f"`p` = {first} (ACC {gone.acc[first]:.0f} %)" if len(gone) else "none of these `p`"
-of_fmp = points.loc[by_fmp, last]
+of_fmp, of_chance = points.loc[by_fmp, last], points.loc[by_chance, last]
 before = poisoned.before_at_a_glance
 answer(
     f"You were right if you said for TAC: {told[by_tac]}, and for FMP: {told[by_fmp]}. (Removed means: an ASR below "
     f"20 %.) At random it is {told[by_chance]}. At `p` = {last} FMP leaves an ASR of {of_fmp.asr:.0f} %, and an ACC of "
-    f"{of_fmp.acc:.0f} % where it was {before.acc:.0f} %. TAC shows what so few channels could do, and a score that "
-    "has found them comes close to it. Where ASR falls only with ACC, a network was broken and not repaired."
+    f"{of_fmp.acc:.0f} % where it was {before.acc:.0f} %. At random it is {of_chance.asr:.0f} and "
+    f"{of_chance.acc:.0f} %. TAC shows what so few channels could do, and a score that had found them would come close "
+    "to it. Where ASR falls only with ACC, a network was broken and not repaired."
 )
 
 # %% [markdown]
@@ -591,12 +592,21 @@ grown.rename_axis("set to zero").map("{:.1e}".format)
 
 # %% tags=["hide-input"]
 both_zero, only_gamma, only_w = (grown.loc[way] for way in list(ways)[1:])
+was = largest(poisoned.model, mask)
+grew = {
+    "both set to zero": both_zero[["W", "gamma"]].max() > 0,
+    "only $\\gamma_i$": only_gamma.gamma > 0,
+    "only $W_i$": only_w.W > 0,
+}
 answer(
-    "You were right if you said: only $\\gamma_i$ and only $W_i$ grow again, both set to zero do not. Only $\\gamma_i$ "
-    f"at zero ends at up to {only_gamma.gamma:.2g}, only $W_i$ at zero at up to {only_w.W:.2g}. With both at zero, "
-    "each is a factor of the other's gradient, and weight decay has nothing to shrink. So the released code needs no "
-    f"mask. What is left is $\\beta_i$ (up to {both_zero.beta:.2g} after tuning): it was never set to zero, it may "
-    "still learn, and the channel is this constant. Our default, `freeze_pruned`, holds all three at zero."
+    f"You were right if you said: {' and '.join(name for name, grown_again in grew.items() if grown_again) or 'none'}. "
+    f"Only $\\gamma_i$ at zero ends at up to {only_gamma.gamma:.2g} (before the pruning: {was['gamma']:.2g}), only "
+    f"$W_i$ at zero at up to {only_w.W:.2g} (before: {was['W']:.2g}). "
+    + ("So few steps bring back only a little of $\\gamma_i$. " if only_gamma.gamma < 0.1 * was["gamma"] else "")
+    + "With both at zero, each is a factor of the other's gradient, and weight decay has nothing to shrink. So the "
+    f"released code needs no mask. What is left is $\\beta_i$ (up to {both_zero.beta:.2g} after tuning): it was never "
+    "set to zero, it may still learn, and the channel is this constant. Our default, `freeze_pruned`, holds all three "
+    "at zero."
 )
 
 # %% [markdown]
@@ -621,7 +631,7 @@ print(f"nbtools.defender.fmp.FMP prunes the same {theirs.mask.count} channels in
 # allows it, a second block has the paper's amount of clean images.
 #
 # > **Predict first.** Which lowers ASR more: pruning the channels, or the training after it? And does the training need
-# > the pruning?
+# > the pruning? Make a guess for each amount of clean images.
 
 # %%
 few, fmp, released = f"{samples_per_class} a class", "FMP", "FMP as released"
@@ -675,20 +685,23 @@ table
 
 # %% tags=["hide-input"]
 of = wide.xs(poisoned.name, level="model")
-told = []
+said, told, needed = [], [], []
 for images in amounts:
     asr, control = of.loc[(images, fmp), "asr"], of.loc[(images, alone), "asr"]
     by_cut, by_tuning = asr["before"] - asr["pruned"], asr["pruned"] - asr["fine-tuned"]
+    first = "neither" if max(by_cut, by_tuning) < 5 else "the pruning" if by_cut > by_tuning else "the training"
+    needed.append(bool(control["fine-tuned"] > asr["fine-tuned"] + 5))
+    said.append(f"{first}, and {'yes' if needed[-1] else 'no'} (with {images})")
+    changes = (-by_cut, -by_tuning, control["fine-tuned"] - control["before"])
+    by_pruning, by_training, by_control = (f"{round(change, 1) + 0.0:+.1f}" for change in changes)
     told.append(
-        f"with {images}, pruning changes ASR by {-by_cut:+.1f} points, the training after it by {-by_tuning:+.1f}, and "
-        f"the same training with nothing pruned by {control['fine-tuned'] - control['before']:+.1f}"
+        f"with {images}, pruning changes ASR by {by_pruning} points, the training after it by {by_training}, and the "
+        f"same training with nothing pruned by {by_control}"
     )
-first = "neither" if max(by_cut, by_tuning) < 5 else "the pruning" if by_cut > by_tuning else "the training"
-needs = control["fine-tuned"] > asr["fine-tuned"] + 5
 price = wide.acc.loc[(clean_twin.name, few, fmp)]
 answer(
-    f"You were right if you said: {first}, and {'yes' if needs else 'no'}. In numbers: {'; '.join(told)}. "
-    + ("So the score has earned something here. " if needs else "So the score has earned nothing here. ")
+    f"You were right if you said: {'; '.join(said)}. In numbers: {'; '.join(told)}. "
+    + ("So the score has earned something here. " if any(needed) else "So the score has earned nothing here. ")
     + f"The clean twin shows the price: its ACC changes by {price['fine-tuned'] - price['before']:+.1f} points ({few})."
 )
 
@@ -783,7 +796,7 @@ for name, score in {"wrong answers on one class": concentration, "low accuracy":
 
 # %% [markdown]
 # Previous: [06 · Suspiciousness](06_suspiciousness.ipynb) · Next:
-# [08 · Magnitude pruning](08_magnitude_pruning.ipynb)
+# [08 · Magnitude-based pruning](08_magnitude_pruning.ipynb)
 
 # %% tags=["check", "remove-cell"]
 checks.backdoor_took(poisoned, clean_twin)
