@@ -315,7 +315,7 @@ answer(
     + f" Before the tuning it left {untuned.asr:.1f} % of ASR"
     + (
         f", though {count} of {last.filters} channels were pruned: where nearly a whole layer can go, the network "
-        "doesn't need it. In a ResNet the shortcut leads around it, for clean images and for the backdoor."
+        "does not need it. In a ResNet the shortcut leads around it, for clean images and for the backdoor."
         if count > 0.9 * last.filters
         else f", with {count} of {last.filters} channels pruned."
     )
@@ -421,8 +421,9 @@ answer(
     + f": it is the same backdoored network, trained on a little, with an ASR of {obeys['teacher']:.1f}. "
     + outcome("NAD")
     + (
-        " The student can't have its low ASR from its teacher: the strong pull of the maps has shaken it."
-        if obeys["student"] < obeys["teacher"] - 10
+        " The student cannot have its low ASR from its teacher. And fine-tuning without the maps (section 1) left "
+        f"{rows_of['fine-tuning']['asr_after']:.1f} %. So it is the strong pull of the maps that has shaken it."
+        if obeys["student"] < min(obeys["teacher"], rows_of["fine-tuning"]["asr_after"]) - 10
         else " It fails where the teacher still obeys the trigger, because the student is taught to look there."
     )
 )
@@ -467,12 +468,13 @@ answer(
     f"You were right if you said {'few' if above < rings / 3 else 'many'}: {above} of {rings}, among "
     f"{repair.mask.count} filters above the line. {outcome('CLP')} "
     + (
-        "It fails where the backdoor is spread over many filters that are each a little louder: none stands out."
+        f"It fails where the backdoor does not stand out: {rings - above} of the {rings} filters that the trigger "
+        "moves most lie below the line."
         if row["asr_after"] > 50
         else "Few filters were enough. "
     )
     + (
-        " And without images it can't know on which loud filters the clean task lives."
+        " And without images it cannot know on which loud filters the clean task lives."
         if row["acc_before"] - row["acc_after"] > 10
         else " And without images it could not have noticed if the clean task had lived on them."
     )
@@ -598,7 +600,12 @@ answer(
     f"to the target, the clean twin {twins:.0f} %, and once the masks are learned it is {calmed:.0f} %. You were right "
     f"if you said {'more' if ours > twins + 10 else 'no more'} than the twin"
     + (": ANP's guess holds for this network. " if ours > twins + 10 else ": ANP's guess does not hold here. ")
-    + ("What a mask has made small is shaken harder: noise counts against the whole scale. " if calmed > ours else "")
+    + (
+        "The learned masks hardly calm it at this strength, although such noise is what they were learned under. The "
+        "noise is added to a mask, so it weighs more where the mask has become small. "
+        if calmed > ours - 10 and ours > twins + 10
+        else ""
+    )
     + outcome("ANP")
     + " Where it fails is the threshold: "
     + (
@@ -612,7 +619,7 @@ answer(
 
 # %% [markdown]
 # Masks need iterations: two thousand in the paper. Few images are soon known by heart, and a mask that shuts a filter
-# which *they* don't need costs nothing. Between "does nothing" and "breaks the network" the window of good thresholds
+# which *they* do not need costs nothing. Between "does nothing" and "breaks the network" the window of good thresholds
 # may be narrow, and the defender sees only the blue line on the right. Notebook [10](10_comparison.ipynb) shows how
 # much better ANP looks if one chooses by the orange line.
 
@@ -817,7 +824,7 @@ answer(
 #   \sum_i (1 - m_i)$.
 # - **D3** (2025): leave the place where the backdoor was learned. The loss is $-\lVert \theta - \theta_0 \rVert +
 #   \lambda \max(0, L - \tau)$, with $\theta$ the weights of the head (the last, linear layer), whose norm is kept,
-#   and $\theta_0$ what they were.
+#   and $\theta_0$ what they were. All other weights follow, by the gradient of $L$.
 # - **LMR** (2026): find the class $c$ that the network falls back on, and push its logit $z_c$ down in the head
 #   alone. The loss is $L + \lambda \max(0, z_c - z_\text{other} + 3)$ for images of other classes, with
 #   $z_\text{other}$ the highest logit of all other classes, and a term that holds the true class up.
@@ -977,7 +984,7 @@ answer(
 # backdoor. The twin's ASR is no attack: it counts the triggered images that a network takes for the target anyway.
 # Where it *rises*, the repaired network has begun to say that class for other reasons.
 #
-# One model and one draw of clean images don't make a ranking, and most of these methods have far more images in their
+# One model and one draw of clean images do not make a ranking, and most of these methods have far more images in their
 # papers. Notebook [10](10_comparison.ipynb) gives them both: several attacks, and the papers' own amounts.
 #
 # **One more stands in that comparison, shift unlearning.** It is our own (`nbtools.defender.shift_unlearning`). A
