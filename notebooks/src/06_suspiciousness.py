@@ -155,6 +155,10 @@ print(f"{layer}, {len(scores[layer])} filters")
 table.rename_axis("filter").round(2)
 
 # %% [markdown]
+# A filter can stand at the top for two reasons: because it could be loud (the first column is above 1), or because the
+# next three terms are so near to zero that the root becomes large. A filter that answers nothing at all is of the
+# second kind. The trigger hardly moves such a filter: see the last column.
+#
 # ## 2. Against the truth
 #
 # Is a filter with a high score one that the trigger moves? Two numbers for each layer say it: the rank correlation of
@@ -336,6 +340,9 @@ answer(
 )
 
 # %% [markdown]
+# Look at the grey crosses as well: each is one draw of as many filters at random. Where such a cross lies as low as the
+# lines, this many filters can break the backdoor by luck, and a low ASR alone is then no merit of the score.
+#
 # ## 4. Tuning that does not bring the backdoor back
 #
 # Pruning can cost accuracy, and the few clean images could win it back. With their labels they hardly can: a network
@@ -366,7 +373,7 @@ axis.set(title=f"Held-back images choose {int(stop.step)} steps of {tuner.steps}
 plots.show(figure, "Gain in held-back cross-entropy against the step of fine-tuning, with the chosen one.")
 
 # %% [markdown]
-# Fine-tuning with folds takes about twenty times as long as scoring. Two ways are cheaper.
+# Fine-tuning with folds takes many times as long as scoring: for each fold a copy is tuned. Two ways are cheaper.
 #
 # *The last stage alone* is tuned, with the same teacher. What reaches the last stage is computed once, so a step costs
 # little. The tuning is taken back where the answers come no nearer to the teacher's.
@@ -413,7 +420,7 @@ answer(
 
 # %% [markdown]
 # The last stage alone wins back what fine-tuning does, or more (where no gain is clear, the folds stop fine-tuning
-# before its first step), in about a fifth of the time. So it is what the defence does by default. That was settled at
+# before its first step), in a small part of the time. So it is what the defence does by default. That was settled at
 # full width, by a rule that was written first ([lab notes](../data/lab_notes.md#full-width)).
 #
 # Now everything together, with one setting: on this attack (and, where `low_rate` asks for it, on the same with fewer
@@ -610,10 +617,10 @@ figure.suptitle("Are batch norms turning the volume up?", x=0.01, ha="left", fon
 plots.show(figure, "Change of BN gain and of TAC by layer when the statistics move, a panel for each attack.")
 
 # %% [markdown]
-# A value of 1 means that moving the statistics changed nothing in that layer. In the last layers the median gain rises
-# less than what the trigger moves. But a median tells little of the few filters that carry a backdoor. The next
-# experiment takes the two kinds of statistics apart: the means say where a filter's zero lies, the variances how loud
-# it is.
+# A value of 1 means that moving the statistics changed nothing in that layer. Compare the two lines in the last layers.
+# The median gain can stay near 1 where the trigger moves far more than before: a median tells little of the few filters
+# that carry a backdoor. The next experiment takes the two kinds of statistics apart: the means say where a filter's
+# zero lies, the variances how loud it is.
 #
 # > **Predict first.** Which of the two brings more of the attack back: the means, or the variances?
 
