@@ -185,10 +185,10 @@ cells = {
 pd.DataFrame(cells).T
 
 # %% [markdown]
-# A share that is measured on some images is not exact. The brackets hold a 95 % interval: 95 of 100 intervals that are
-# made this way contain the true share. (It is Wilson's interval of 1927, which also works near 0 and 100 %.) It covers
-# the choice of the test images, and nothing else. Another seed gives another network, and other clean images give
-# another repair. Where a notebook compares settings, it repeats both.
+# A share that is measured on some images is not exact. The brackets hold a 95 % interval: about 95 of 100 intervals
+# that are made this way contain the true share. (It is Wilson's interval of 1927, which also works near 0 and 100 %.)
+# It covers the choice of the test images, and nothing else. Another seed gives another network, and other clean images
+# give another repair. Where a notebook compares settings, it repeats both.
 
 # %% [markdown]
 # ## 3. The rules of the game

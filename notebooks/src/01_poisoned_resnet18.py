@@ -320,7 +320,8 @@ answer(
 #
 # **ACC** is measured on all test images: the share that is classified correctly. **ASR** and **RA** are measured on
 # triggered images whose true class is not the target: the share that is called the target, and the share that is still
-# classified correctly. In brackets stands the Wilson 95 % interval: 95 of 100 such intervals contain the true share.
+# classified correctly. In brackets stands the Wilson 95 % interval: about 95 of 100 such intervals contain the true
+# share.
 
 # %%
 table = {}
@@ -661,9 +662,10 @@ answer(
 # %% [markdown]
 # ## 9. Where it began: a yellow square on a stop sign
 #
-# The first backdoor of this kind was shown on a traffic sign: somebody sticks a yellow note on a stop sign, and the
-# network reads a speed limit. Here it is with German traffic signs (GTSRB, 43 classes) and a narrow network. The
-# attacker puts a yellow square on 5 % of the training images and labels them "30 km/h".
+# The paper that began it (BadNets) tried its backdoor on handwritten digits and on traffic signs: somebody sticks a
+# yellow note on a stop sign, and the network reads a speed limit. Here it is with German traffic signs (GTSRB, 43
+# classes) and a narrow network. The attacker puts a yellow square on 5 % of the training images and labels them "30
+# km/h".
 #
 # This section needs the images of GTSRB. Where they are missing, the cells only say so; `data/README.md` tells how to
 # get them.
