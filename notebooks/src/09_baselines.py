@@ -418,7 +418,7 @@ answer(
     f"{len(shown)} images. There lies {lit['before']:.0f} % of its attention, {lit['teacher']:.0f} % of the teacher's "
     f"and {lit['student']:.0f} % of the student's. You were right if you said that the teacher looks "
     + ("there too" if lit["teacher"] > lit["before"] / 2 else "there less")
-    + f": it is the same backdoored network, trained on a little, with an ASR of {obeys['teacher']:.1f}. "
+    + f". It is the same backdoored network, trained on a little, with an ASR of {obeys['teacher']:.1f}. "
     + outcome("NAD")
     + (
         " The student cannot have its low ASR from its teacher. And fine-tuning without the maps (section 1) left "
