@@ -552,9 +552,10 @@ answer(
     f"with the sign turned, to {ours.acc:.1f} with ours and to {norm.acc:.1f} with the norm alone. ASR goes from "
     f"{before.asr:.1f} to {turned.asr:.1f}, {ours.asr:.1f} and {norm.asr:.1f} %. "
     + ("Most of that loss of ACC is the norm's own; our sign spares a part of it. " if mostly_norm else "")
-    + f"The rank correlation with TAC speaks {'against' if against else 'for'} the sign that pruning is better with: it is "
-    f"{turned['rank corr.']:+.2f} with the sign turned and {ours['rank corr.']:+.2f} with ours. It looks at the whole "
-    "layer, but pruning looks only above the threshold. And TAC does not know which filters the clean images need."
+    + f"The rank correlation with TAC speaks {'against' if against else 'for'} the sign that is better in pruning: it "
+    f"is {turned['rank corr.']:+.2f} with the sign turned and {ours['rank corr.']:+.2f} with ours. It looks at the "
+    "whole layer, but pruning looks only above the threshold. And TAC does not know which filters the clean images "
+    "need."
 )
 
 # %% [markdown]
