@@ -669,9 +669,10 @@ answer(
 # What follows does not come from this run. These are committed rows of networks of width 64 (profile `paper`), with a
 # hundred clean images. Those of the rivals were measured on an H100 (one draw, all test images). The others were
 # measured on two cores, with three draws: suspiciousness on the first 2,000 test images, shift unlearning on all of
-# them (BadNets 1 % and the clean network on 2,000). The newer rivals, D3 and LMR, have one draw and 2,000 test images. A
-# blank was not run, and a mean is over the networks that were run. The [lab notes](../data/lab_notes.md#full-width) say more. They also say that the settings of
-# *suspiciousness* and of *shift unlearning* were found on these very networks.
+# them (BadNets 1 % and the clean network on 2,000). The newer rivals, D3 and LMR, have one draw and 2,000 test images.
+# A blank was not run, and a mean is over the networks that were run. The [lab notes](../data/lab_notes.md#full-width)
+# say more. They also say that the settings of *suspiciousness* and of *shift unlearning* were found on these very
+# networks.
 #
 # > **Predict first.** Order the defences by their mean DER. Which of them change places between this run's networks and
 # > those of width 64? And which leave a backdoor alone even there?
