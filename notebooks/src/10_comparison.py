@@ -244,8 +244,6 @@ totals = summary(rows)
 if "backdoored" not in set(totals.kind):
     raise ValueError(f"no model learned its backdoor: {start.asr.round(1).to_dict()}; give it more epochs or poison")
 attacked = totals[totals.kind == "backdoored"].set_index("name")
-
-
 few = attacked[attacked.amount == f"{samples_per_class} a class"]  # the same images for all
 more = attacked[attacked.amount != f"{samples_per_class} a class"]  # the papers' amounts, where they are larger
 took = rows[(rows.attack != "none") & (rows.asr_before >= 50)]
