@@ -418,6 +418,7 @@ reasons = {
     "ANP": f"each of its {line_up['ANP'].defence.iterations:,} iterations looks for the worst disturbance, and then "
     "moves the masks",
     "FMP": "it makes its own disturbed images for each filter, and runs the network on all of them",
+    "FT-SAM": f"each of its {alike.tuned_steps['FT-SAM']:.0f} steps runs the network forward and back twice",
     "AWM": "each round looks for a new disturbance and trains a mask for every single weight",
 }
 steps = alike.tuned_steps[slowest]
@@ -551,7 +552,7 @@ print(f"three choices by hand and by nbtools agree in {len(sweeps)} sweeps")
 colors = dict(zip(WAYS, (plots.RED, plots.PURPLE, plots.GREEN), strict=True))
 shapes = dict(zip(WAYS, (":", "--", "-"), strict=True))
 figure, axes = plt.subplots(
-    -(-len(sweeps) // 2), 2, figsize=(10.5, 2.5 * -(-len(sweeps) // 2)), sharey=True, squeeze=False
+    -(-len(sweeps) // 2), 2, figsize=(10.5, 0.7 + 2.5 * -(-len(sweeps) // 2)), sharey=True, squeeze=False
 )
 for axis, table in zip(axes.flat, sweeps, strict=True):
     x = table.threshold.replace(-np.inf, -0.05)
@@ -584,7 +585,7 @@ asrs.join(kept).assign(**{"gap in ASR": gap}).round(1).T
 # %% tags=["hide-input"]
 places = [[int(table[way].argmax()) for way in WAYS] for table in sweeps]  # oracle, test accuracy, held-back images
 early, late = sum(own < oracle for oracle, _, own in places), sum(own > oracle for oracle, _, own in places)
-order = "before it" if early > len(sweeps) / 2 else "after it" if late > len(sweeps) / 2 else "it differs"
+order = "before it" if early > late else "after it" if late > early else "as often before it as after it"
 worst = int(gap.to_numpy().argmax())
 table, (oracle, by_test, own) = sweeps[worst], places[worst]
 held, where = int(table.held.iloc[0]), f"{table.name.iloc[0]} on {table.model.iloc[0]}"
@@ -611,7 +612,8 @@ if beyond := int((gap < -1).sum()):
 steps = [f"{100 / n:g} point{'s' * (n != 100)} (of {n} images)" for n in sorted({int(one.held[0]) for one in sweeps})]
 answer(
     f"You were right if you said {' and '.join(steps)}, and: {order}. The defender stops before the oracle in {early} "
-    f"of {len(sweeps)} cases, and after it in {late}. {told}The masks are the same each time, only who chooses differs."
+    f"of {len(sweeps)} cases, after it in {late}, and at the same threshold in {len(sweeps) - early - late}. {told}"
+    "The masks are the same each time, only who chooses differs."
 )
 
 # %% [markdown]
