@@ -253,19 +253,29 @@ axes[0].legend(frameon=False, fontsize=8)
 plots.show(figure, "Each filter's share of what the trigger moves against its standardised score, for both models.")
 
 # %% tags=["hide-input"]
-ranked = placed.sort_values("times its even share", ascending=False)
-stand = ranked.groupby(["model", "layer"]).head(3).groupby("model").height.mean()
+furthest = placed.sort_values("times its even share").groupby("model").tail(10)
+stand = furthest.groupby("model").height.mean()
+right = (furthest.height > defence.mu).groupby(furthest.model).sum()
 where = {n: "at the top" if h > 1 else "in the middle" if h > -0.5 else "at the bottom" for n, h in stand.items()}
+one = furthest.groupby("model").last()
 answer(
-    f"You were right if you said {where['hiding']}. Take the three filters of each layer that the trigger moves most. "
-    f"In the plain model they stand {where['plain']}: on average {stand['plain']:+.1f} standard "
-    f"deviations from their layer's mean score. In the hiding model it is "
-    f"{stand['hiding']:+.1f}. Right of the line lie {caught['plain']:.0f} % of the trigger's change in the plain model "
-    f"and {caught['hiding']:.0f} % in the hiding one. "
+    f"You were right if you said {where['hiding']}. Take the ten filters that the trigger moves furthest above their "
+    f"even share. In the plain model {right['plain']} of them lie right of the line, and on average they stand "
+    f"{stand['plain']:+.1f} standard deviations from their layer's mean. In the hiding model it is {right['hiding']}, "
+    f"and {stand['hiding']:+.1f}. The first of the ten is moved by {one['times its even share']['plain']:.0f} times "
+    f"its even share in the plain model, and stands at {one.height['plain']:+.1f}. In the hiding model it is "
+    f"{one['times its even share']['hiding']:.0f} times, at {one.height['hiding']:+.1f}. "
     + (
-        "The penalty asks for no more than that a filter looks like the average, and the training gives it that."
-        if caught["hiding"] < caught["plain"] - 5
-        else "So at this weight the penalty has not hidden the trigger from the threshold."
+        "The penalty asks for no more than that such a filter looks like the average. "
+        if right["hiding"] < right["plain"]
+        else "So at this weight the penalty has not taken such filters below the threshold. "
+    )
+    + f"Of all that the trigger moves, {caught['plain']:.0f} % lie right of the line in the plain model and "
+    f"{caught['hiding']:.0f} % in the hiding one."
+    + (
+        " That is little even in the plain one: the trigger moves many filters a bit, and few of them far."
+        if caught["plain"] < 25
+        else ""
     )
 )
 
@@ -599,7 +609,7 @@ def told_by(model, logits, labels, kind):
 
 # %%
 pool = draw_clean(run.splits.reserved, 50, seed=seed)
-labels, rows, dead = pool.labels.cpu(), [], {}
+labels, rows, took = pool.labels.cpu(), [], {}
 for length in trainings:
     longer = nbtools.start(profile, epochs=length, seed=seed, small=True, quiet=True)
     model = longer.model(attack, poison_rate, target)
@@ -609,9 +619,10 @@ for length in trainings:
     rows += [{"epochs": length, **told_by(model.model, logits, labels, kind)} for kind in SALIENCY_LOSSES]
     right = 100 * float((logits.argmax(1) == labels).double().mean())
     sigma = defence.components(model.model, clean).of("sigma")
-    dead[length] = sum(int((values <= values.mean() / 4).sum()) for values in sigma.values())
-    told = f"{length:3} epochs: {right:.1f} % of {len(pool)} images right, ASR {model.before_at_a_glance.asr:.1f}"
-    print(f"{told}, {dead[length]} of {sum(map(len, sigma.values())):,} filters dead")
+    dead = sum(int((values <= values.mean() / 4).sum()) for values in sigma.values())
+    took[length] = model.before_at_a_glance.asr
+    told = f"{length:3} epochs: {right:.1f} % of {len(pool)} images right, ASR {took[length]:.1f}"
+    print(f"{told}, {dead} of {sum(map(len, sigma.values())):,} filters dead")
 say = pd.DataFrame(rows)
 saved = run.save_rows(say, "13_saturation")
 said = say.pivot_table(index="saliency", columns="epochs", sort=False)
@@ -623,16 +634,24 @@ short, long = min(trainings), max(trainings)
 fades = [kind for kind in shares.index if shares[long][kind] < shares[short][kind] - 2]
 apart = max(float(agreement[length].max() - agreement[length].min()) for length in trainings)
 answer(
-    f"You were right if you said {', '.join(f'{k} {s:.0f} %' for k, s in shares[short].items())} after {short} epochs "
-    f"and {', '.join(f'{k} {s:.0f} %' for k, s in shares[long].items())} after {long}. "
+    f"You were right if you said {', '.join(f'{k} {s:.0f} %' for k, s in shares[short].items())} after {short} "
+    f"epoch{'s' if short > 1 else ''}, and {', '.join(f'{k} {s:.0f} %' for k, s in shares[long].items())} after "
+    f"{long}. "
     + (f"What fades with the training: {', '.join(fades)}. " if fades else "Nothing fades between these trainings. ")
-    + f"The score's rank correlation with TAC differs by at most {apart:.2f} between the three forms of one model, and "
-    f"with cross-entropy it goes from {agreement[short]['cross_entropy']:+.2f} to "
-    f"{agreement[long]['cross_entropy']:+.2f}. "
+    + f"Between the three forms of one model, the score's rank correlation with TAC differs by at most {apart:.2f}. "
     + (
-        "So here it matters little how many images have a say."
+        "So here it matters little how many images have a say. "
         if apart < 0.1
-        else "So the form of the saliency matters here."
+        else "So the form of the saliency matters here. "
+    )
+    + f"With cross-entropy it is {agreement[short]['cross_entropy']:+.2f} after {short} and "
+    f"{agreement[long]['cross_entropy']:+.2f} after {long}. "
+    + (f"The ASR after {short} is {took[short]:.0f} %: there is no backdoor to find yet. " if took[short] < 50 else "")
+    + (
+        "These are weak correlations. Over all filters of a layer the order of the score is not that of TAC, and the "
+        "threshold uses only the top of the order."
+        if float(agreement.abs().max().max()) < 0.3
+        else ""
     )
 )
 
@@ -756,7 +775,7 @@ answer(
     f"{'no more on any' if real.max() <= 0.05 else f'at most {real.max():.1f} points more'}. But on `{worst[0]}` "
     f"after {worst[2]} epochs it leaves {bad['asr_after', living][worst]:.0f} %, where the plain threshold, which "
     f"breaks part of that network, leaves {bad['asr_after', 'mu 2'][worst]:.0f}. *Twice* fails {len(fails[twice])} of "
-    f"the {met.shape[1]} conditions. And whatever the form, these networks keep more than 90 %: "
+    f"the {met.shape[1]} conditions. Whatever the form, more than 90 % are left on: "
     f"{'; '.join(stuck) or 'none'}. **The plain threshold stays.** No form of the score held throughout. The one that "
     "looked as if it did had been chosen on the networks that it was judged on."
 )
