@@ -455,7 +455,7 @@ above = areas.index[areas["from"] > 0.5]
 perfect = roc_auc([0.0] * int((~backdoored).sum()), [1.0] * int(backdoored.sum()))[1][0]
 second = areas.loc["first half mean"]
 answer(
-    f"You were right if you said {' or '.join(f'*{form}*' for form in best)}: its area is {areas.AUC.max():.2f}. "
+    f"You were right if you said {' or '.join(f'*{form}*' for form in best)}: the area is {areas.AUC.max():.2f}. "
     f"*First half mean* has {second.AUC:.2f} (95 % interval {second['from']:.2f} to {second.to:.2f}). "
     + (
         "The intervals of all four forms reach down to 0.5 or below, so none is shown to be better than a coin. "
@@ -471,8 +471,8 @@ answer(
 # The next table is for a detector that makes no mistake at all. It gives the interval of its area. Beside it stands
 # what a defender with so many clean reference models could say of a model that stands above them all.
 #
-# > **Predict first.** How many models of each kind would you want to see, before an interval that starts above 0.9
-# > makes you believe in an area of 1?
+# > **Predict first.** How many models of each kind would you want to see, before an interval that starts above
+# > 0.85 makes you believe in an area of 1?
 
 # %%
 rows = []
@@ -487,13 +487,13 @@ needed.round(2)
 
 # %% tags=["hide-input"]
 starts = needed["AUC 1, interval from"]
-enough = int(starts.index[starts > 0.9].min())
+enough = int(starts.index[starts > 0.85].min())
 few_models = int(starts.index[starts.index < enough].max())
 answer(
     f"You were right if you said more than {few_models}. With {few_models} of each kind the interval starts at "
     f"{starts[few_models]:.2f}, with {enough} at {starts[enough]:.2f}. And with {few_models} clean models to compare "
     f"with, a model that stands above them all has a p-value of "
-    f"{needed['p-value of one that stands out'][few_models]:.2f}: a clean model does so by chance in so many cases."
+    f"{needed['p-value of one that stands out'][few_models]:.2f}: so often a clean model would stand there, too."
 )
 
 # %% [markdown]
@@ -515,7 +515,9 @@ answer(
 # %%
 def statistics_of(table):
     """A row for each model, a column for each form; and which rows are backdoored."""
-    wide = table.pivot_table(index=["model", "seed"], columns=["form", "fold_bn", "saliency"], values="statistic")
+    table = table.replace({"fold_bn": {True: "folded", False: "bare"}, "saliency": {"gradient": "fast"}})
+    form = table.form + ", " + table.fold_bn.astype(str) + ", " + table.saliency
+    wide = table.assign(form=form).pivot(index=["model", "seed"], columns="form", values="statistic")
     return wide, wide.index.get_level_values("model") != "clean"
 
 
@@ -527,48 +529,46 @@ def all_areas(wide, guilty):
 
 first, guilty = statistics_of(tables.results("detector_forms_cifar10_width16"))
 fresh = tables.results("detector_zoo_cifar10_width16").rename(columns={"model_seed": "seed"})
-fresh, guilty_fresh = statistics_of(fresh.assign(saliency="gradient"))
+fresh, guilty_fresh = statistics_of(fresh.assign(saliency="gradient"))  # the fast form
 rng = np.random.default_rng(0)
 by_luck = np.array([all_areas(first, rng.permutation(guilty)).max() for _ in range(2000)])  # no form knows anything
-rows = []
-for zoo_name, wide, of_kind in (("first 16", first, guilty), ("fresh 20", fresh, guilty_fresh)):
+searched = {}
+for networks, wide, of_kind in (("first 16", first, guilty), ("fresh 20", fresh, guilty_fresh)):
+    rows = {}
     for form, estimate in zip(wide, all_areas(wide, of_kind), strict=True):
         low, high = roc_auc(wide.loc[~of_kind, form].tolist(), wide.loc[of_kind, form].tolist())[1]
-        rows.append({"networks": zoo_name, "form": form, "area": estimate, "from": low, "to": high})
-searched = pd.DataFrame(rows).pivot(index="form", columns="networks").sort_values(("area", "first 16"))
-searched = searched.swaplevel(axis=1)[["first 16", "fresh 20"]]
+        rows[form] = {"area": estimate, "from": low, "to": high}
+    searched[networks] = pd.DataFrame(rows).T.sort_values("area")
 
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(1, 2, figsize=(11, 5.2), width_ratios=(1.5, 1))
-names = [f"{form}, {'folded' if fold else 'bare'}, {'fast' if kind == 'gradient' else kind}"
-         for form, fold, kind in searched.index]  # fmt: skip
-for networks, color, shift in (("first 16", plots.GREY, 0.13), ("fresh 20", plots.PURPLE, -0.13)):
-    part, heights = searched[networks], np.arange(len(searched)) + shift
-    axes[0].hlines(heights, part["from"], part["to"], color=color, lw=1)
-    axes[0].plot(part["area"], heights, "o", ms=5, color=color, label=f"{networks} networks")
+heights = {form: height for height, form in enumerate(searched["first 16"].index)}
+for (networks, part), color, shift in zip(searched.items(), (plots.GREY, plots.PURPLE), (0.13, -0.13), strict=True):
+    at = [heights[form] + shift for form in part.index]
+    axes[0].hlines(at, part["from"], part["to"], color=color, lw=1)
+    axes[0].plot(part["area"], at, "o", ms=5, color=color, label=f"{networks} networks")
 axes[0].axvline(0.5, color="black", ls=":", lw=1)
-axes[0].set_yticks(range(len(names)), names, fontsize=8)
+axes[0].set_yticks(range(len(heights)), list(heights), fontsize=8)
 axes[0].set(xlim=(0, 1.02), xlabel="area, with its 95 % interval", title="Twenty forms, and eight of them again")
 axes[0].legend(frameon=False, fontsize=8, loc="lower right")
-axes[1].hist(by_luck, bins=np.arange(0.5, 1.01, 0.025), color=plots.GREY)
-axes[1].axvline(searched["first 16"].area.iloc[-1], color=plots.PRUNED, lw=1.5)
+axes[1].hist(by_luck, bins=(np.arange(32, 67, 2) - 0.5) / 64, color=plots.GREY)
+axes[1].axvline(searched["first 16"].area.max(), color=plots.PRUNED, lw=1.5)
 axes[1].set(xlabel="best area of the twenty forms", ylabel=f"of {len(by_luck):,} shuffles")
 axes[1].set_title("Labels shuffled (red: the real ones)")
 figure.suptitle("The best form of the first networks, tried on fresh ones", x=0.01, ha="left")
 plots.show(figure, "Left: area and interval of each form on both sets of networks. Right: best area, labels shuffled.")
 
 # %% tags=["hide-input"]
-winner = searched.index[-1]
-then, now = searched.loc[winner, "first 16"], searched.loc[winner, "fresh 20"]
-runner_up = searched["fresh 20"].area.idxmax()
-later = searched.loc[runner_up, "fresh 20"]
+winner, later_winner = (part.index[-1] for part in searched.values())
+then, now = (part.loc[winner] for part in searched.values())
+later = searched["fresh 20"].loc[later_winner]
 reached, middle = 100 * float((by_luck >= then.area - 1e-9).mean()), float(np.median(by_luck))
 coin = now["from"] < 0.5 < now.to
 answer(
     f"You were right if you said {'about a half' if coin else 'as high again' if now.area > 0.9 else 'lower'}. "
-    f"*{winner[0].capitalize()}* went from {then.area:.2f} (95 % interval {then['from']:.2f} to {then.to:.2f}) to "
+    f"*{winner.capitalize()}* went from {then.area:.2f} (95 % interval {then['from']:.2f} to {then.to:.2f}) to "
     f"{now.area:.2f} ({now['from']:.2f} to {now.to:.2f}){', no better than a coin' if coin else ''}. On the fresh "
-    f"networks *{runner_up[0]}* is best, with {later.area:.2f} ({later['from']:.2f} to {later.to:.2f}), and its "
+    f"networks *{later_winner}* is best, with {later.area:.2f} ({later['from']:.2f} to {later.to:.2f}), and its "
     f"interval {'holds 0.5, too' if later['from'] < 0.5 else 'lies above 0.5'}. Nobody cheated. But the best of twenty "
     f"numbers is high because it is the best of twenty: when the labels are shuffled, half of the time it is above "
     f"{middle:.2f}, though no form knows anything then. An interval does not know how many forms were tried. "
