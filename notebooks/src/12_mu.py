@@ -4,26 +4,30 @@
 # [![Open in Colab](figures/colab.svg)](https://colab.research.google.com/github/OWNER/REPOSITORY/blob/main/notebooks/12_mu.ipynb)
 # [![Open on Binder](figures/binder.svg)](https://mybinder.org/v2/gh/OWNER/REPOSITORY/main?labpath=notebooks/12_mu.ipynb)
 #
-# At the end of this notebook you know what the threshold `mu` costs and buys on every attack of the series, and whether
-# clean images alone can choose it.
+# At the end of this notebook you know what the threshold `mu` costs and what it buys, on every attack of the series.
+# And you know whether clean images alone can choose it.
 #
 # Paper: [arXiv 2311.07417](https://arxiv.org/abs/2311.07417) prunes where the score lies above mean + `mu` standard
 # deviations of its layer. **The formula of the score is reconstructed from the paper's summary.**
 
 # %% [markdown]
 # > **You will learn**
-# > - why one number orders all filters of a network, and what `mu` cuts from that order
+# > - why one number orders all filters of a network, and how `mu` cuts that order
 # > - how wide the road is between "the backdoor stays" and "the accuracy goes"
-# > - whether a rule that sees clean images only finds it
+# > - whether a rule that sees clean images only finds this road
 # >
-# > **Read before**: [06 · Suspiciousness](06_suspiciousness.ipynb) · **minutes to read**: 15 · **to run**: printed at
+# > **Read before**: [06 · Suspiciousness](06_suspiciousness.ipynb) · **minutes to read**: 31 · **to run**: printed at
 # > the very end
 #
 # | who | knows here | does |
 # |---|---|---|
 # | attacker | training set | poisons a few images |
 # | defender | the model and a hundred clean images with their labels | chooses `mu`, prunes |
-# | evaluator | test set and trigger | reports ACC and ASR; plays the oracle of section 4 |
+# | evaluator | test set and trigger | reports the scores below; plays the oracle of section 4 |
+#
+# The evaluator's scores are the accuracy (ACC), the attack success rate (ASR: how many triggered images get the target
+# class), the defence effectiveness rating (DER: 50 for doing nothing, 100 for a perfect repair) and the
+# trigger-activated change (TAC: how far the trigger moves a filter's map).
 
 # %% tags=["install", "hide-input"]
 # Does nothing where nbtools is installed. Elsewhere, as on Colab, it fetches the series and installs it.
@@ -75,6 +79,8 @@ from nbtools.evaluator.agreement import tac
 from nbtools.evaluator.evaluation import accuracy
 from nbtools.lab import tables as published
 from nbtools.series import checks, plots
+from nbtools.series.exercises import mu as exercises
+from nbtools.series.words import answer
 
 plots.style()
 run = nbtools.start(profile, epochs=epochs, seed=seed, small=True)  # in laptop a narrow network
@@ -89,56 +95,78 @@ pd.DataFrame({model.name: model.before.row() for model in models}).T.round(1)
 # %% [markdown]
 # | in the paper | here |
 # |---|---|
-# | prune where $S_i > \overline{S} + \mu \, \mathrm{std}(S)$, per layer | `nbtools.defender.pruning.threshold` |
+# | prune where $S_i > \mathrm{mean}_l(S) + \mu \, \mathrm{std}_l(S)$ | `nbtools.defender.pruning.threshold` |
 # | (not there) a rule for $\mu$ | `nbtools.defender.ChosenMu` |
 # | many values of it on many models | `python -m nbtools sweep data/grids/mu.yaml` |
 
 # %% [markdown]
 # ## 1. One number for every filter
 #
-# Write the rule the other way round: a filter falls as soon as `mu` is below
+# Write the rule the other way round: a filter falls as soon as `mu` is below its *distance*
 #
-# $$z_i = \frac{S_i - \overline{S}}{\mathrm{std}(S)}$$
+# $$d_i = \frac{S_i - \mathrm{mean}_l(S)}{\mathrm{std}_l(S)}$$
 #
-# with mean and standard deviation of its own layer. So $z$ puts all filters of the network into *one* order, and `mu`
-# is where that order is cut. (A narrow layer has a low ceiling: of $n$ numbers none lies further than
-# $(n - 1) / \sqrt n$ above the mean, 3.75 for sixteen filters, 7.9 for 64.)
+# with mean and standard deviation of its own layer $l$. So $d$ puts all filters of the network into *one* order, and
+# `mu` is where that order is cut. (A narrow layer has a low ceiling. Of $n$ numbers none lies further than
+# $(n - 1) / \sqrt n$ standard deviations above their mean: 3.75 for sixteen filters, 7.9 for 64.)
 
 
 # %%
-def standardised(scores):
-    """z of every filter, one vector over the layers, and the name of each filter's layer."""
-    z = torch.cat([(values - values.mean()) / values.std() for values in scores.values()])
-    return z.cpu(), [layer for layer, values in scores.items() for _ in values]
+def distances(scores):
+    """d of every filter, one vector over the layers, and the name of each filter's layer."""
+    d = torch.cat([(values - values.mean()) / values.std() for values in scores.values()])
+    return d.cpu(), [layer for layer, values in scores.items() for _ in values]
 
 
 parts = {model.name: defence.components(model.model, clean) for model in models}
 scores = {name: defence.scores(of_model) for name, of_model in parts.items()}
-z, layers = standardised(scores[poisoned.name])
+d, layers = distances(scores[poisoned.name])
 for mu in mus:
-    assert int((z > mu).sum()) == threshold(scores[poisoned.name], mu).count
+    assert int((d > mu).sum()) == threshold(scores[poisoned.name], mu).count
 counts = pd.DataFrame({model.name: [threshold(scores[model.name], mu).count for mu in mus] for model in models}, mus)
 counts.rename_axis("mu").T
 
 # %% [markdown]
-# > **Predict first.** Of normally distributed scores 2.3 % lie above two standard deviations, whatever the layer. Will
-# > the poisoned model's layers lose equal shares?
+# > **Predict first.** If the scores of every layer were normally distributed, every layer would lose about the same
+# > share of its filters. Will the poisoned model's layers lose equal shares?
 
 # %%
 per_layer = pd.DataFrame({mu: threshold(scores[poisoned.name], mu).by_layer() for mu in mus if mu <= 4})
 sizes = pd.Series(layers).value_counts()
 shares = 100 * per_layer.div(sizes.reindex(per_layer.index), axis=0)
+
+# %% tags=["hide-input"]
 figure, axis = plt.subplots(figsize=(8, 0.24 * len(shares) + 1.2))
 plots.heat(axis, shares, "share of the layer's filters (%)", ".1f", (0, 20))
 axis.set(xlabel="mu", ylabel="")
 axis.set_title(f"{poisoned.name}: where the filters fall")
 plots.show(figure, "Heat map of the share of each layer's filters that each mu prunes.")
 
+# %% tags=["hide-input"]
+at_default = threshold(scores[poisoned.name], defence.mu)
+share = (100 * pd.Series(at_default.by_layer()) / sizes).sort_values()
+equal = share.max() - share.min() < 2
+by_stage = pd.Series(at_default.by_layer()).groupby(lambda name: name.split(".")[0], sort=False).sum()
+answer(
+    f"You were right if you said {'yes' if equal else 'no'}. At `mu` {defence.mu:g} the shares go from "
+    f"{share.iloc[0]:.1f} % ({share.index[0]}) to {share.iloc[-1]:.1f} % ({share.index[-1]}). In numbers of filters: "
+    + ", ".join(f"{stage} {count}" for stage, count in by_stage.items())
+    + ". "
+    + (
+        ""
+        if equal
+        else "Most scores of a layer lie close together, and a few lie far above. How many these are depends on the "
+        "layer. "
+    )
+    + f"Of the clean twin, which has no backdoor, {threshold(scores[clean_twin.name], defence.mu).count} filters fall, "
+    f"of the poisoned model {at_default.count}: a threshold in standard deviations always finds something."
+)
+
 # %% [markdown]
 # ## 2. What it costs, what it buys
 #
-# > **Predict first.** ASR falls as `mu` falls, and so does ACC. Which falls first on the way down, and is there a
-# > stretch where only one of them has?
+# > **Predict first.** ASR falls as `mu` falls, and so does ACC. Which falls first on the way down? And is there a
+# > stretch where only one of them has fallen?
 
 # %%
 rows = []
@@ -148,9 +176,11 @@ for model in models:
             row = run.defend(model, replace(defence, mu=mu), samples_per_class, draw=draw, glance=True)
             rows.append({"mu": mu, **row})
 rows = pd.DataFrame(rows)
-saved = run.save_rows(rows, "12_mu")
+run.save_rows(rows, "12_mu")
+rows.pivot_table(index="model", columns="mu", values=["acc_after", "asr_after"], sort=False).round(1)
 
 
+# %% tags=["hide-input"]
 def bands(table, title, columns=0):
     """ACC and ASR after pruning against mu, a panel a model: means, and the range of all rows."""
     names = list(dict.fromkeys(table.model))
@@ -168,7 +198,7 @@ def bands(table, title, columns=0):
         axis.set(title=name, ylabel="percent", ylim=(-3, 103))
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
-    axes[0, 0].legend(frameon=False, fontsize=9, loc="center right")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside right upper")
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 
@@ -177,53 +207,83 @@ plots.show(
     bands(rows, f"ACC and ASR after pruning (bands: draws, {draws}; dotted: before)"),
     "ACC and ASR against mu for the poisoned model and for its clean twin.",
 )
-rows.pivot_table(index="model", columns="mu", values=["acc_after", "asr_after"], sort=False).round(1)
 
-# %% [markdown]
-# Right of the cliff of ASR the backdoor stays; left of the cliff of ACC the model goes. The road lies between them. On
-# the clean twin there is no first cliff, and every filter that falls is a price.
+# %% tags=["hide-input"]
+by_mu = rows[rows.model == poisoned.name].groupby("mu")[["acc_before", "acc_after", "asr_after"]].mean()
+by_mu["lost"] = by_mu.acc_before - by_mu.acc_after
+freed, paid = by_mu.index[by_mu.asr_after <= 20], by_mu.index[by_mu.lost > 5]
+asr_falls, acc_falls = max(freed, default=-1.0), max(paid, default=-1.0)
+road = by_mu[(by_mu.asr_after <= 20) & (by_mu.lost <= 5)]
+earlier = "ASR" if asr_falls > acc_falls else "ACC" if acc_falls > asr_falls else "both at once"
+stretch = "no" if asr_falls == acc_falls else "yes"
+on_twin = rows[rows.attack == "none"].groupby("mu")[["acc_before", "acc_after"]].mean()
+price = on_twin.acc_before - on_twin.acc_after
+answer(
+    f"You were right if you said {earlier}, and {stretch}. "
+    + (
+        f"On the way down, ASR is first at 20 % or less at `mu` {asr_falls:g}. "
+        if len(freed)
+        else "ASR stays above 20. "
+    )
+    + (f"ACC has first lost five points at `mu` {acc_falls:g}. " if len(paid) else "ACC never loses five points. ")
+    + (
+        f"The road between them: `mu` {', '.join(f'{mu:g}' for mu in road.index)}. "
+        if len(road)
+        else "None of these `mu` removes the backdoor for five points or less: there is no road. "
+    )
+    + "On the clean twin there is no backdoor to lose, and every filter that falls is a price: "
+    + ", ".join(f"{price[mu]:.1f} points at `mu` {mu:g}" for mu in sorted(price.index)[:5])
+    + "."
+)
 
 # %% [markdown]
 # ## 3. One filter after the other
 #
-# The order of $z$, walked down filter by filter. Marked on top: where each `mu` would stop.
+# Now the order of $d$ is walked down filter by filter. Marked on top is where each `mu` would stop. The table shows the
+# first ten filters, and what only the evaluator knows: the rank by TAC that each has within its layer. A score that
+# finds the backdoor prunes low ranks first.
+#
+# > **Predict first.** How many filters must fall until the ASR is below 20? And how many of the first ten are among the
+# > ten of their layer that the trigger moves most?
 
 # %%
-order = z.argsort(descending=True)
+order = d.argsort(descending=True)
 names = list(dict.fromkeys(layers))
 starts = {name: layers.index(name) for name in names}
 
 
 def first(k):
-    """The mask of the k filters with the highest z."""
-    gone = torch.zeros(len(z), dtype=torch.bool)
+    """The mask of the k filters with the highest d."""
+    gone = torch.zeros(len(d), dtype=torch.bool)
     gone[order[:k]] = True
     return Mask({n: gone[starts[n] : starts[n] + len(s)].to(s.device) for n, s in scores[poisoned.name].items()})
 
 
 above_three = threshold(scores[poisoned.name], 3).pruned
-assert all(torch.equal(mask, above_three[n]) for n, mask in first(int((z > 3).sum())).pruned.items())
-steps = sorted({*range(11), *range(12, most + 1, 4)})
+assert all(torch.equal(mask, above_three[n]) for n, mask in first(int((d > 3).sum())).pruned.items())
 walk = []
-for k in steps:
+for k in sorted({*range(11), *range(12, most + 1, 4)}):
     after = poisoned.glance(pruned_copy(poisoned.model, first(k)))
     walk.append({"pruned": k, "acc": after.acc, "asr": after.asr})
 walk = pd.DataFrame(walk)
+
+# %%
 moved = tac(poisoned.model, draw_clean(run.splits.test, 20, seed=seed), poisoned.trigger)
 shown = [(layers[i], int(i) - starts[layers[i]]) for i in order[:10].tolist()]
 where = {name: values.argsort(descending=True).argsort() for name, values in moved.items()}
+ranks = [int(where[name][number]) + 1 for name, number in shown]
 pd.DataFrame(
     {
         "layer": [name for name, _ in shown],
         "filter": [number for _, number in shown],
-        "z": z[order[:10]].round(decimals=1),
-        "rank by TAC in its layer": [f"{int(where[name][number]) + 1} of {len(where[name])}" for name, number in shown],
+        "d": d[order[:10]].round(decimals=1),
+        "rank by TAC": [f"{rank} of {len(where[name])}" for rank, (name, _) in zip(ranks, shown, strict=True)],
     },
     index=range(1, 11),
 )
 
 
-# %%
+# %% tags=["hide-input"]
 def curve(k=None):
     """ACC and ASR against the number of pruned filters, with a mark at k, the last filter's name on top."""
     figure, axis = plt.subplots(figsize=(8.5, 3.6))
@@ -231,7 +291,7 @@ def curve(k=None):
     axis.plot(walk.pruned, walk.asr, "s-", ms=4, color=plots.POISONED, label="ASR")
     last = np.inf
     for mu in sorted(mus):  # the marks come from the right
-        count = int((z > mu).sum())
+        count = int((d > mu).sum())
         if 0 < count <= most:
             axis.axvline(count, color=plots.GREY, lw=0.8)
             if last - count >= 4:  # else it would cover its neighbour
@@ -243,7 +303,7 @@ def curve(k=None):
         layer = layers[lowest]
         title = f"{poisoned.name}: {k} pruned, the last of them filter {lowest - starts[layer]} of {layer}"
         axis.axvline(k, color=plots.PRUNED, lw=2)
-    axis.set(xlabel="filters pruned, the highest z first", ylabel="percent", ylim=(-3, 103))
+    axis.set(xlabel="filters pruned, the highest d first", ylabel="percent", ylim=(-3, 103))
     axis.set_title(title, pad=18)
     axis.legend(frameon=False, loc="center right")
     return figure
@@ -257,16 +317,37 @@ if slider:
 else:
     plots.show(curve(), "ACC and ASR against the number of filters pruned, the most suspicious first.")
 
-# %% [markdown]
-# The table above the curve is the evaluator's: how far each of the first ten filters is moved by the trigger, ranked
-# within its layer. A score that is right prunes low ranks first. (On the committed page three of the ten are. Most of
-# the rest are hardly moved by the trigger, and cost next to nothing: the blue line does not fall where they go.)
+# %% tags=["hide-input"]
+below, top = walk[walk.asr < 20], sum(rank <= 10 for rank in ranks)
+steps = walk.asr.diff()
+steepest = int(steps.idxmin())
+of_ten = walk[walk.pruned <= 10]
+lost_by_ten = of_ten.acc.iloc[0] - of_ten.acc.iloc[-1]
+answer(
+    f"You were right if you said {f'about {int(below.pruned.iloc[0])}' if len(below) else f'more than {most}'}, and "
+    f"{top}. "
+    + (f"After {int(below.pruned.iloc[0])} filters ASR is {below.asr.iloc[0]:.0f}, ACC {below.acc.iloc[0]:.0f}. "
+       if len(below) else "")
+    + f"The steepest step is from {int(walk.pruned[steepest - 1])} to {int(walk.pruned[steepest])} filters, where ASR "
+    f"goes from {walk.asr[steepest - 1]:.0f} to {walk.asr[steepest]:.0f}. "
+    + (
+        f"So most of the first ten are not those that the trigger moves most. Pruning these ten costs "
+        f"{lost_by_ten:.1f} points of ACC: "
+        + ("next to nothing, since the network hardly uses them." if lost_by_ten < 2 else "they did some work.")
+        if top <= 5
+        else f"So most of the first ten are filters that the trigger moves much. Pruning these ten costs "
+        f"{lost_by_ten:.1f} points of ACC."
+    )
+)  # fmt: skip
 
 # %% [markdown]
 # ## 4. Can clean images choose?
 #
 # The defender sees the blue line alone, and of it only what a hundred images show, in steps of one point. The plainest
-# rule: walk `mu` down and stop before the accuracy on the clean images falls by more than `allowed`.
+# rule is this: walk `mu` down, and stop before the accuracy on the clean images falls by more than `allowed`.
+#
+# > **Predict first.** Where will this rule stop: at a higher `mu` than the default, or at a lower one? And will it
+# > leave more of the ASR than the default does?
 
 # %%
 rule = ChosenMu(defence, allowed=allowed)
@@ -282,13 +363,17 @@ by_package = [row["mu"] for row in rule(poisoned.model, clean).history if row["c
 assert by_package == ([chosen] if chosen < np.inf else [])
 print("chosen:", chosen)
 
+# %% [markdown]
+# Beside the rule stand two fixed values and the *oracle*: the evaluator, who has the trigger, takes for each draw the
+# `mu` with the best DER. No defender can do that.
+
 # %%
 both = []
 for model in models:
     for draw in range(draws):
         row = run.defend(model, rule, samples_per_class, draw=draw, glance=True)
         both.append({"who": "the rule", **row})
-fixed = rows[rows.mu.isin([2.0, 2.5])].assign(who=lambda table: table.mu.map("mu {:g}".format))
+fixed = rows[rows.mu.isin([defence.mu, 2.5])].assign(who=lambda table: table.mu.map("mu {:g}".format))
 with_der = rows[rows.attack != "none"]
 oracle = with_der.loc[with_der.groupby(["model", "draw"]).der.idxmax()].assign(who="oracle (best DER)")
 compared = pd.concat([pd.DataFrame(both), fixed, oracle])
@@ -296,11 +381,37 @@ compared["ACC lost"] = compared.acc_before - compared.acc_after
 table = compared.groupby(["model", "who"], sort=False)[["ACC lost", "asr_after", "der", "pruned"]].mean()
 table.rename(columns={"asr_after": "ASR left", "der": "DER"}).round(1)
 
+# %% tags=["hide-input"]
+stopped = "at a higher one" if chosen > defence.mu else "at a lower one" if chosen < defence.mu else "at the default"
+of = table.loc[poisoned.name]
+rule_row, best_row = of.loc["the rule"], of.loc["oracle (best DER)"]
+told = [f"the rule leaves an ASR of {rule_row.asr_after:.0f} for {rule_row['ACC lost']:.1f} points of ACC"]
+said = ""
+if f"mu {defence.mu:g}" in of.index:
+    default_row = of.loc[f"mu {defence.mu:g}"]
+    said = ", and yes" if rule_row.asr_after > default_row.asr_after + 1 else ", and no"
+    told.append(f"the default leaves {default_row.asr_after:.0f} for {default_row['ACC lost']:.1f}")
+told.append(f"the oracle leaves {best_row.asr_after:.0f} for {best_row['ACC lost']:.1f}")
+place = "Even its highest `mu` costs too much" if chosen == np.inf else f"It stops at `mu` {chosen:g}"
+answer(
+    f"You were right if you said {stopped}{said}. {place}. Over the draws, {', '.join(told)}. On the clean "
+    f"twin the rule costs {table.loc[(clean_twin.name, 'the rule'), 'ACC lost']:.1f} points. The rule knows when the "
+    "accuracy goes. It can't know when the backdoor has gone, since no clean image shows that. So how close it comes "
+    "to the oracle depends on the model."
+)
+
 # %% [markdown]
 # ## 5. Four attacks and a clean network, two trainings of each
 #
-# From here on the committed table of a sweep (`data/grids/mu.yaml`): CIFAR-10, width 16, seeds 0 and 1 of data, initial
-# weights and training (BadNets and Blended at 1 %: seed 0), three draws each, the first 2,000 test images.
+# From here on everything comes from the committed table of a sweep (`data/grids/mu.yaml`), not from this run. It is
+# CIFAR-10, width 16, seeds 0 and 1 of data, initial weights and training (BadNets and Blended at 1 %: seed 0). Each
+# model has three draws, and the first 2,000 test images. The score has the settings here that were its defaults
+# before: the saliency of the margin instead of cross-entropy's, and, where it is tuned, a fine-tuning of the whole
+# network with folds instead of the last stage. (Notebook [06](06_suspiciousness.ipynb) explains both.)
+#
+# > **Predict first.** Which of these attacks leave a road, so that every draw is left with an ASR of 20 at most, for
+# > five points of ACC or less? A patch (BadNets), a picture mixed into the whole image (Blended), waves (SIG), a warp
+# > (WaNet)?
 
 # %%
 sweep = published.results("mu_cifar10_width16_seeds")
@@ -309,22 +420,42 @@ learned = sweep[(sweep.asr_before >= 50) | (sweep.attack == "none")]
 left_out = sorted(set(zip(sweep.model, sweep.seed, strict=True)) - set(zip(learned.model, learned.seed, strict=True)))
 print("backdoor not learned, left out:", left_out or "none")
 with_mu = learned[(learned.rounds == 1) & (learned.alive == 0)]
+safe = with_mu.groupby(["model", "mu"]).agg(worst=("asr_pruned", "max"), lost=("ACC lost", "mean"))
+roads = safe[(safe.worst <= 20) & (safe.lost <= 5)].drop(index="clean", errors="ignore")
+
+# %% tags=["hide-input"]
 plots.show(
     bands(with_mu, "CIFAR-10: ACC and ASR after pruning alone (bands: seeds and draws; dotted: before)", 3),
     "ACC and ASR against mu for each attack and the clean model: means and ranges over seeds and draws.",
 )
 
+# %% tags=["hide-input"]
+wide_ones = {name: part.index.get_level_values("mu") for name, part in roads.groupby("model")}
+without = [name for name in dict.fromkeys(with_mu.model) if name not in wide_ones and name != "clean"]
+listed = [f"{name} (`mu` {min(values):g} to {max(values):g})" for name, values in wide_ones.items()]
+lowest = [f"{name} {safe.loc[name].query('lost <= 5').worst.min():.0f}" for name in without]
+answer(
+    f"You were right if you said BadNets and SIG: {', '.join(listed)}. The others have none. For five points at most, "
+    f"their worst draw keeps at least: {', '.join(lowest)}. Read the panels from right to left: it is the ASR of these "
+    "attacks that falls late. You may have expected a road for the patch alone. But SIG covers the whole image as "
+    "well, and leaves one. What counts is how far the trigger's filters stand out in their layers. How much of the "
+    "image the trigger covers does not decide it."
+)
+assert {name.split()[0] for name in wide_ones} == {"badnets", "sig"}
+
 # %% [markdown]
-# Read the panels from right to left. A patch (BadNets) leaves a wide road; a trigger that is blended into the whole
-# image leaves none that is wide enough for every draw.
+# Now the question of this notebook. The next table compares fixed values, two other ways to take the threshold [ours],
+# and the rule with three allowances. Besides, there are two oracles that look at the trigger. One takes the best `mu`
+# of each row. The other takes the best fixed `mu` over all attacks *but the one that it is judged on*, so that no model
+# had a say in its own threshold.
 #
-# Now the question of this notebook. Fixed values; two other ways to take the threshold [ours]; the rule with three
-# allowances; and two oracles that look at the trigger: one that takes the best `mu` of each row, and one that takes the
-# best fixed `mu` over all attacks *but the one that it is judged on*, so that no model had a say in its own threshold.
+# - *Twice*: the threshold is taken a second time over the filters that are left (`rounds=2`). What stands out far no
+#   longer covers the rest.
+# - *Living*: the threshold is taken without the filters that weight decay has all but killed, and without the first
+#   convolution (`alive=0.25, first=False`). [Notebook 13](13_open_questions.ipynb) says why.
 #
-# - *twice*: a second time over the filters that are left (`rounds=2`): what stands out far no longer covers the rest.
-# - *living*: without the filters that weight decay has all but killed, and without the first convolution
-#   (`alive=0.25, first=False`). [Notebook 13](13_open_questions.ipynb) is why.
+# > **Predict first.** In the figure, low and left is good. Will the rule lie below the line of the fixed values, on it
+# > or above it? And *twice*?
 
 # %%
 poisoned_rows = with_mu[with_mu.attack != "none"].copy()
@@ -354,6 +485,7 @@ ways["best of the other attacks"] = with_mu[with_mu.mu == with_mu.attack.map(oth
 ways["oracle"] = poisoned_rows.loc[poisoned_rows.groupby(["model", "seed", "draw"]).der_pruned.idxmax()]
 
 
+# %%
 def judged(part):
     """Means over the poisoned models, each model once, and what the clean models lose."""
     bad = part[part.attack != "none"].groupby(["model", "seed"])[["ACC lost", "asr_pruned", "asr_before"]].mean()
@@ -369,7 +501,7 @@ def judged(part):
 verdict = pd.DataFrame({way: judged(part) for way, part in ways.items()}).T
 verdict.round(1)
 
-# %%
+# %% tags=["hide-input"]
 LINES = {"mu": ("o-", plots.BLUE, (4, 6)), "twice,": ("^-", plots.PURPLE, (-16, 5)),
          "living,": ("v-", plots.RED, (-4, -14)), "rule,": ("s--", plots.GREEN, (7, 2))}  # fmt: skip
 figure, axis = plt.subplots(figsize=(8.5, 4.6))
@@ -389,15 +521,35 @@ axis.set_xticks([0.3, 1, 3, 10], ["0.3", "1", "3", "10"])
 axis.minorticks_off()
 axis.set(xlabel="ACC lost by pruning alone (points)", ylabel="ASR left (%)", ylim=(0, None))
 axis.margins(x=0.08)
-axis.set_title("The rule chooses no better than a number; here twice and living are better lines")
+axis.set_title("The rule chooses no better than a fixed number does")
 axis.legend(frameon=False, loc="lower left")
 plots.show(
     figure,
     "ASR left against ACC lost: fixed mu as lines, in one round and in two, the rule as squares, oracles as stars.",
 )
 
+# %% tags=["hide-input"]
+line = verdict[verdict.index.str.startswith("mu ")].sort_values("ACC lost")
+over = verdict["ASR left"] - np.interp(verdict["ACC lost"], line["ACC lost"], line["ASR left"])
+of_rule, of_twice, of_living = (over[over.index.str.startswith(name)] for name in ("rule", "twice", "living"))
+deeper = of_twice.idxmin()
+answer(
+    "You were right if you said: the rule on the line or above it, *twice* below it at its cheap end. At the same "
+    "loss of ACC as on the line of fixed values, the ASR differs so (a minus is better): "
+    + ", ".join(f"{name} {value:+.1f}" for name, value in pd.concat([of_rule, of_twice, of_living]).items())
+    + ". So clean images choose no better than a number does. A network that has lost its accuracy is easy to see; "
+    "where the backdoor ends is not. And the rule can stop early by chance: its worst row keeps "
+    f"{verdict.worst[of_rule.index].max():.0f} %. The best `mu` of the other attacks has DER "
+    f"{verdict.DER['best of the other attacks']:.1f} on the attack left out, where fixed values from 1.5 to 2.25 have "
+    f"{line.loc[['mu 1.5', 'mu 1.75', 'mu 2', 'mu 2.25'], 'DER'].min():.1f} or more."
+)
+assert of_rule.min() > -1 and over[["twice, mu 2.75", "twice, mu 3"]].max() < -3
+
 # %% [markdown]
-# And with the fine-tuning that follows, where it was measured:
+# *Twice* and *living* were put to a test in notebook 13, on networks that took no part in any choice. Neither passed
+# it. The rule is offered (`defend --defence chosen_mu`), and it is not the default.
+#
+# Here are the same rows with the fine-tuning that follows, where it was measured:
 
 # %%
 tuned = learned[(learned.fine_tune == "FineTune") | (learned["like.fine_tune"] == "FineTune")].copy()
@@ -408,39 +560,58 @@ tuned["ACC lost"] = tuned.acc_before - tuned.acc_after
 per_model = tuned.groupby(["who", "model"])[["ACC lost", "asr_after"]].mean().unstack("who")
 per_model.rename(columns={"asr_after": "ASR left"}).round(1)
 
+# %% [markdown]
+# These rows are why the default of `mu` is 2. The trainings with seed 0 had served development. So two more trainings
+# were asked: those with seed 1, which nobody had looked at (exercise 2), and a third of each attack, seed 2, which was
+# made after the choice (`held_out_width16.csv`).
+#
+# > **Predict first.** From 2.5 to 2, more filters fall. On the third training, how much of the remaining ASR goes, and
+# > what does the clean network pay for it?
+
 # %%
 summary = tuned[tuned.attack != "none"].groupby("who")[["ACC lost", "asr_after", "der"]].mean()
 summary["worst ASR"] = tuned[tuned.attack != "none"].groupby("who").asr_after.max()
 summary["clean: ACC lost"] = tuned[tuned.attack == "none"].groupby("who")["ACC lost"].mean()
 summary.rename(columns={"asr_after": "ASR left", "der": "DER"}).round(1)
 
-# %% [markdown]
-# **The default.** It was 2.5 until these rows were there. At 2 the whole defence leaves a third less of the ASR for one
-# more point of ACC, and its DER is four points higher. That holds for the trainings with seed 0, which had served
-# development, and, by as much, for those with seed 1, which nobody had looked at (exercise 2 asks for it). So it is 2
-# now, for every attack. A third training of each, made after that choice, says it louder: over the four attacks 2.5
-# leaves 42 % of the ASR, 2 leaves 21, for a third of a point more, and DER 87 stands against 77 (seed 2 in the last
-# table of notebook 13). Two things speak against it. The price stands in the last column: a network with nothing to
-# hide loses twice as much, and the third training's clean one 3.6 points instead of 0.6. And 2 is a compromise, not a
-# held-out choice: whichever attack is left out, the others ask for 1.75 or, without Blended, for 2.25; judged on the
-# attack left out that choice is worse than 2, in ACC and in ASR. All of this is of narrow networks, with the margin's
-# saliency and fine-tuning with folds; the last figure of this section is of wide ones.
-#
-# **The rule** lies on the line of the fixed thresholds, with 1 % allowed a little above it: clean images choose no
-# better than a number does. On clean networks it costs half as much as `mu` 2. But what a defender would fear most is
-# its worst row, and that is the highest of all: where the accuracy wavers early by chance, it stops early. So it is
-# offered (`defend --defence chosen_mu`), and not the default.
-#
-# **Twice** has the cheaper end of the line: at 2.75 it leaves what one round leaves at 2.25, for half the ACC, and for
-# half the price on a clean network; its DER is no higher than that of `mu` 2. **Living** does here what the plain
-# threshold does. Notebook 13 puts both to a test, on networks that took no part in any choice: neither passed.
+# %%
+third = published.results("held_out_width16").query("rounds == 1 and alive == 0 and epochs == 10")
+third = third[(third.architecture == "resnet18") & (third.dataset == "cifar10")].copy()
+third["ACC lost"] = third.acc_before - third.acc_after
+later = third[third.attack != "none"].groupby("mu")[["ACC lost", "asr_after", "der"]].mean()
+later["clean: ACC lost"] = third[third.attack == "none"].groupby("mu")["ACC lost"].mean()
+later.rename(columns={"asr_after": "ASR left", "der": "DER"}).round(1)
+
+# %% tags=["hide-input"]
+two, more = later.loc[2], later.loc[2.5]
+gone = 1 - two.asr_after / more.asr_after
+answer(
+    f"You were right if you said {'about half' if 0.4 <= gone <= 0.6 else f'{100 * gone:.0f} %'}, and about "
+    f"{two['clean: ACC lost'] - more['clean: ACC lost']:.0f} points. Over its four attacks, 2.5 leaves "
+    f"{more.asr_after:.0f} % of ASR and 2 leaves {two.asr_after:.0f} %, and DER goes from {more.der:.0f} to "
+    f"{two.der:.0f}. The clean network has nothing to hide. At 2 it loses {two['clean: ACC lost']:.1f} points, where "
+    f"the others lose {two['ACC lost']:.1f} (at 2.5: {more['clean: ACC lost']:.1f} and {more['ACC lost']:.1f}). And 2 "
+    "is a compromise: judged by pruning alone, and whichever attack is left out, the other attacks ask for "
+    f"{' or '.join(f'{mu:g}' for mu in sorted(set(others.values())))}. The rule costs a "
+    f"clean network {summary.loc['rule, 3 % allowed', 'clean: ACC lost']:.1f} points (`mu` 2: "
+    f"{summary.loc['mu 2', 'clean: ACC lost']:.1f}), but its worst row is the highest of the first table: "
+    f"{summary.loc['rule, 3 % allowed', 'worst ASR']:.0f} %."
+)
+assert summary["worst ASR"].idxmax() == "rule, 3 % allowed"
 
 # %% [markdown]
-# **At full width** it is not the threshold that matters most. Pruning alone on networks of width 64 (committed rows, a
-# hundred images, three draws, the first 2,000 test images), with two forms of the saliency:
+# **At full width.** The last figure is of pruning alone on networks of width 64. These are committed rows again: a
+# hundred images, three draws, the first 2,000 test images, and two forms of the saliency.
+#
+# > **Predict first.** What matters more for the ASR that is left of Blended and WaNet: the step from `mu` 2.5 to 2, or
+# > the step from the margin's saliency to that of cross-entropy?
 
 # %%
 full = published.results("full_width_cifar10").query("kind == 'prune' and alive == 0 and n == 100")
+left = full.pivot_table(index=["saliency", "model"], columns="mu", values="asr").drop(index="clean", level="model")
+left.round(0)
+
+# %% tags=["hide-input"]
 figure, axes = plt.subplots(2, 2, figsize=(10.5, 6), sharex=True, sharey="row")
 for column, (form, name) in enumerate({"margin": "the margin's saliency", "cross_entropy": "cross-entropy's"}.items()):
     part = full[full.saliency == form]
@@ -457,54 +628,72 @@ axes[1, 0].set_ylim(60, 95)
 figure.suptitle("Width 64, pruned alone (lines: means; bands: three draws)", x=0.01, ha="left")
 plots.show(figure, "ASR and ACC against mu at full width, a line for each network, for two forms of the saliency.")
 
+# %% tags=["hide-input"]
+hard = ("blended_10", "wanet_10")
+forms = ("margin", "cross_entropy")
+by_mu = {name: [left.loc[(form, name), 2.5] - left.loc[(form, name), 2] for form in forms] for name in hard}
+by_form = {name: [left.loc[("margin", name), mu] - left.loc[("cross_entropy", name), mu] for mu in (2.5, 2)]
+           for name in hard}  # fmt: skip
+form_wins = all(min(by_form[name]) > max(by_mu[name]) for name in hard)
+accuracy_of = full[full.mu == 2].groupby(["saliency", "model"]).acc.mean()
+answer(
+    f"You were right if you said {'the form' if form_wins else 'it depends on the attack'}. In points of ASR: "
+    + ". ".join(
+        f"{name}: the step to 2 takes away {by_mu[name][0]:.0f} with the margin and {by_mu[name][1]:.0f} with "
+        f"cross-entropy, the step to cross-entropy {by_form[name][0]:.0f} at 2.5 and {by_form[name][1]:.0f} at 2"
+        for name in hard
+    )
+    + ". The patch of BadNets 10 % goes with either form: at 2 both leave at most "
+    f"{left.loc[(slice(None), 'badnets_10'), 2].max():.0f} %. Pruned at 2, the clean network has an ACC of "
+    f"{accuracy_of['margin', 'clean']:.1f} with the margin and "
+    f"{accuracy_of['cross_entropy', 'clean']:.1f} with cross-entropy."
+)
+
 # %% [markdown]
-# A patch (`badnets`) goes at every threshold up to 3. Of Blended and WaNet the margin's saliency leaves far more than
-# that of cross-entropy, for `mu` from 1.5 to 2.5 (WaNet: up to 4). So the form was settled anew at full width, by a
-# rule that was written first, and with it what follows the pruning: cross-entropy, a tuning of the last stage alone,
-# and again 2 ([lab notes](../data/lab_notes.md#full-width)). That is the default.
+# So the form was settled at full width, by a rule that was written first, and with it what follows the pruning. The
+# outcome is the default: cross-entropy, a tuning of the last stage alone, and again 2
+# ([lab notes](../data/lab_notes.md#full-width)).
 
 # %% [markdown]
 # ## 6. Exercises
 #
 # **Exercise 1** (easy, 5 minutes). How many filters would `mu = 2` prune if every layer's score were normally
-# distributed? Use the number of filters of this network, `len(z)`, and the normal distribution's tail.
+# distributed? Use the number of filters of this network, `len(d)`, and the tail of the normal distribution.
 
 # %%
 expected = ...  # your answer, a number of filters
 
-checks.same(expected, len(z) * 0.0227501, "the tail beyond two standard deviations, on one side", 0.02)
+exercises.normal_count(expected, len(d))
 
 # %% [markdown]
-# **Exercise 2** (medium, 10 minutes). Does the verdict hold on the trainings that nobody had looked at? From `tuned`,
-# the poisoned models of seed 1: the mean DER (column `der`) at `mu` 2 minus that at `mu` 2.5.
+# **Exercise 2** (medium, 10 minutes). Does the verdict hold on the trainings that nobody had looked at? Take the
+# poisoned models of seed 1 from `tuned`: the mean DER (column `der`) at `mu` 2 minus that at `mu` 2.5.
 
 # %%
 gain = ...  # your answer, points of DER
 
-unseen = tuned[(tuned.seed == 1) & (tuned.attack != "none")].groupby("who").der.mean()
-difference = float(unseen["mu 2"] - unseen["mu 2.5"])
-checks.same(gain, difference, "seed 1 only, no clean models, the two fixed thresholds", 0.01)
+exercises.gain_unseen(gain, tuned)
 
 # %% [markdown]
-# **Exercise 3** (hard, 15 minutes). A hundred images show accuracy in steps of one point. If a copy has truly lost
-# three points, from 85 % to 82 %, in what share of draws of a hundred images does it still pass a rule that allows
-# three points against the 85 images that the model got right? (Each image is right with probability 0.82,
-# independently.)
+# **Exercise 3** (hard, 15 minutes). A hundred images show accuracy in steps of one point. The model got 85 of a
+# hundred images right. A pruned copy has truly lost three points: each image is right with probability 0.82,
+# independently. The rule allows a loss of three points against the 85. In what share of draws of a hundred images does
+# the copy pass?
 
 # %%
-passes = ...  # your answer, a share
+passes = ...  # your answer, a share in [0, 1]
 
-checks.same(passes, 0.5626, "at least 82 of 100: the binomial distribution's upper tail", 0.02)
+exercises.passing_share(passes)
 
 # %% [markdown]
 # ## 7. What we saw, and what this does not show
 #
-# - `mu` cuts one order of all filters; what makes it hard to choose is not the order but where the road ends.
+# - `mu` cuts one order of all filters. What makes it hard to choose is not the order but where the road ends.
 # - The road differs from attack to attack, and from training to training of the same attack. A fixed `mu` is a bet on
 #   the attacks that one has seen.
-# - Clean images can tell when the model goes. They can't tell when the backdoor has gone.
-# - It does **not** show the best `mu` for another network or data set, nor for a defender with other images. One width,
-#   ten epochs, two seeds.
+# - Clean images can tell when the accuracy goes. They can't tell when the backdoor has gone.
+# - It does **not** show the best `mu` for another network or data set, nor for a defender with other images. Most rows
+#   are of one narrow width, ten epochs, and two or three trainings.
 #
 # **For the reading group**
 # 1. A rule that stops when clean accuracy falls prunes more from a redundant network. Is that what one wants?
@@ -512,7 +701,7 @@ checks.same(passes, 0.5626, "at least 82 of 100: the binomial distribution's upp
 # 3. Our default was settled while looking at ASR on models like these. What would a blind choice have looked like?
 #
 # **Further reading**: Zheng et al., CLP ([2208.03111](https://arxiv.org/abs/2208.03111)), with the same kind of
-# threshold, u = 3, and a figure over it. Wu and Wang, ANP ([2110.14430](https://arxiv.org/abs/2110.14430)), who show
+# threshold, set to 3, and a figure over it. Wu and Wang, ANP ([2110.14430](https://arxiv.org/abs/2110.14430)), who show
 # both accuracies over the threshold.
 
 # %% [markdown]
@@ -521,17 +710,17 @@ checks.same(passes, 0.5626, "at least 82 of 100: the binomial distribution's upp
 # %% tags=["solution", "hide-input"]
 from scipy.stats import binom, norm
 
-expected = len(z) * norm.sf(2)
-checks.same(expected, len(z) * 0.0227501, "norm.sf(2)", 0.02)
-print(f"normal scores: {expected:.0f} filters; here {int((z > 2).sum())}")
+expected = len(d) * norm.sf(2)
+exercises.normal_count(expected, len(d))
+print(f"normal scores: {expected:.0f} filters; here {int((d > 2).sum())}")
 
 mine = tuned[(tuned.seed == 1) & (tuned.attack != "none")]
 gain = float(mine[mine.who == "mu 2"].der.mean() - mine[mine.who == "mu 2.5"].der.mean())
-checks.same(gain, difference, "the difference of two means", 0.01)
+exercises.gain_unseen(gain, tuned)
 print(f"on the trainings with seed 1: {gain:+.1f} points of DER")
 
 passes = binom.sf(81, 100, 0.82)
-checks.same(passes, 0.5626, "P(at least 82)", 0.02)
+exercises.passing_share(passes)
 print(f"{100 * passes:.0f} % of the draws")
 
 # %% [markdown]
