@@ -295,21 +295,29 @@ def listed(some):
 
 
 def sorted_out(images):
-    """Which defences repair with this amount of images, and which break the network."""
-    means = whole[whole.images == images].groupby("name", sort=False)[["acc_before", "acc_after", "asr_before",
-                                                                      "asr_after"]].mean()  # fmt: skip
-    lost = means.acc_before - means.acc_after
-    repaired = means.index[(lost <= 5) & (means.asr_after <= means.asr_before / 2)]
-    return list(repaired), list(means.index[lost > 20])
+    """Which defences repair with this amount, which break the network, which pay, which leave the backdoor."""
+    part = whole[whole.images == images].groupby("name", sort=False)
+    part = part[["acc_before", "acc_after", "asr_before", "asr_after"]].mean()
+    lost, gone = part.acc_before - part.acc_after, part.asr_after <= part.asr_before / 2
+    kinds = gone & (lost <= 5), lost > 20, gone & lost.between(5, 20, inclusive="right"), ~gone & (lost <= 20)
+    return [list(part.index[kind]) for kind in kinds]
 
 
-works, broken = sorted_out(whole.images.iloc[0])
-works_later, broken_later = sorted_out(whole.images.iloc[-1])
+works, broken, *_ = sorted_out(whole.images.iloc[0])
+works_later, broken_later, dear, left_alone = sorted_out(whole.images.iloc[-1])
+spared = [name for name in broken if name in left_alone]
 of_score = whole[whole.name == "suspiciousness"].groupby("images", sort=False)[["acc_after", "asr_after"]].mean()
 answer(
     f"You were right if you said {listed(works)}, and {listed(broken)}. That is with {least}. With {most_images}, "
-    f"{listed(works_later)} repair{'s' if len(works_later) == 1 else ''} it, and {listed(broken_later)} "
-    f"break{'s' if len(broken_later) == 1 else ''} it. The score leaves an ASR of {of_score.asr_after.iloc[0]:.0f} and "
+    f"{listed(works_later)} repair{'s' if len(works_later) < 2 else ''} it, and {listed(broken_later)} "
+    f"break{'s' if len(broken_later) < 2 else ''} it. "
+    + (
+        f"{listed(dear)} {'takes' if len(dear) < 2 else 'take'} the ASR away, but for more than five points of ACC. "
+        if dear
+        else ""
+    )
+    + (f"More images saved the network from {listed(spared)}, but the backdoor with it. " if spared else "")
+    + f"The score leaves an ASR of {of_score.asr_after.iloc[0]:.0f} and "
     f"an ACC of {of_score.acc_after.iloc[0]:.0f} with {least}, {of_score.asr_after.iloc[-1]:.0f} and "
     f"{of_score.acc_after.iloc[-1]:.0f} with {most_images}. It takes a few means from the images and a short tuning. "
     "RNP and MNP *learn* from them which filters to prune. NAD and fine-tuning train all weights. CLP needs none. "
