@@ -12,8 +12,6 @@ from nbtools.series import notebooks
 
 ROOT = Path(__file__).parent.parent
 SOURCES = notebooks.find_sources(ROOT / "notebooks" / "src")
-# Those that were written anew so far; the others follow.
-SOURCES = [source for source in SOURCES if "nbtools.series.exercises" in source.read_text(encoding="utf-8")]
 each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 
 WORDS, LINES, FIGURES = 120, 12, 1.5

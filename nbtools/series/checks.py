@@ -121,19 +121,6 @@ def _kind(answer: object) -> str:
     return "None" if answer is None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
-def true(claim: object, hint: str) -> None:
-    """An answer that is a yes or no.
-
-    Raises:
-        AssertionError: where the claim does not hold; the message is the hint.
-    """
-    if claim is ...:
-        print(NOT_TRIED)
-        return
-    assert bool(claim), hint
-    print(RIGHT)
-
-
 def backdoor_took(poisoned: Trained, clean_twin: Trained, at_least: float = 90, twin_at_most: float = 15) -> None:
     """What every notebook stands on: the poisoned model obeys the trigger, and its clean twin does not.
 

@@ -405,7 +405,7 @@ plots.show(
 # An answer in words follows each figure. Read 00 to 06 in order the first time; each notebook also runs alone.
 #
 # The minutes to read on each page are counted with 120 words a minute, 12 visible lines of code a minute and 40
-# seconds for a figure; exercises come on top, and the whole series takes about 10 hours.
+# seconds for a figure; exercises come on top, and the whole series takes about 9 hours.
 #
 # **Run it.** In a checkout, `make notebooks` installs everything and runs the series, and `make lab` opens it in
 # JupyterLab.
@@ -488,6 +488,7 @@ plots.show(
 # | $\tilde\sigma_i$, $\tilde s_i$, ... | the same, divided by the mean of its layer |
 # | $\varepsilon$ | the 0.01 in the score, which keeps it finite |
 # | $S_i$, $\mu$ | the suspiciousness score; its threshold, `mu` |
+# | $d_i$, $\omega_i$ | the score, in standard deviations above its layer's mean; a filter's share of its layer's TAC |
 # | $M_i$, $m_i$ | a filter's magnitude; its mask, from 0 (off) to 1 (on) |
 # | $\eta$, $\lambda$, $\alpha$ | a learning rate; the weight of a penalty; a share, of a blend or of a mixed loss |
 # | $\tau$, $q$ | a temperature, or another threshold; a share of trials |
