@@ -202,7 +202,8 @@ for name, amount in settings.items():
     for draw in range(draws):
         row = run.defend(poisoned, prune_only, **amount, draw=draw, glance=True)
         rows.append({"images": name, **row})
-    alike[name] = pd.Series([in_common(masks[name, d], masks[name, d + 1]) for d in range(draws - 1)], float).mean()
+    pairs = [in_common(masks[name, draw], masks[name, draw + 1]) for draw in range(draws - 1)]
+    alike[name] = pd.Series(pairs, dtype=float).mean()
 alone = pd.DataFrame(rows)
 by_amount = alone.groupby("images", sort=False)[["acc_after", "asr_after", "pruned"]].agg(["mean", "min", "max"])
 by_amount["in common", "%"] = 100 * pd.Series(alike)
