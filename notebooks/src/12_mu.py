@@ -231,7 +231,7 @@ answer(
         if len(road)
         else "None of these `mu` removes the backdoor for five points or less: there is no road. "
     )
-    + "On the clean twin there is no backdoor to lose, and every filter that falls is a price: "
+    + "The clean twin has no backdoor to lose, only ACC: "
     + ", ".join(f"{price[mu]:.1f} points at `mu` {mu:g}" for mu in sorted(price.index)[:5])
     + "."
 )
@@ -320,7 +320,7 @@ else:
 # %% tags=["hide-input"]
 below, top = walk[walk.asr < 20], sum(rank <= 10 for rank in ranks)
 steps = walk.asr.diff()
-steepest = int(steps.idxmin())
+steepest, key = int(steps.idxmin()), int(steps[walk.pruned <= 10].idxmin())  # the first eleven rows are 0 to 10
 of_ten = walk[walk.pruned <= 10]
 lost_by_ten = of_ten.acc.iloc[0] - of_ten.acc.iloc[-1]
 answer(
@@ -331,12 +331,18 @@ answer(
     + f"The steepest step is from {int(walk.pruned[steepest - 1])} to {int(walk.pruned[steepest])} filters, where ASR "
     f"goes from {walk.asr[steepest - 1]:.0f} to {walk.asr[steepest]:.0f}. "
     + (
-        f"So most of the first ten are not those that the trigger moves most. Pruning these ten costs "
-        f"{lost_by_ten:.1f} points of ACC: "
+        f"Of the first ten, number {key} lowers ASR most, by {-steps[key]:.0f} points; its rank by TAC is "
+        f"{ranks[key - 1]}. "
+        if steps[key] < -1
+        else "None of the first ten lowers ASR by more than a point. "
+    )
+    + (
+        f"So most of the first ten are not those that the trigger moves most. Pruning these ten changes ACC by "
+        f"{-lost_by_ten:+.1f} points: "
         + ("next to nothing, since the network hardly uses them." if lost_by_ten < 2 else "they did some work.")
         if top <= 5
-        else f"So most of the first ten are filters that the trigger moves much. Pruning these ten costs "
-        f"{lost_by_ten:.1f} points of ACC."
+        else f"So most of the first ten are filters that the trigger moves much. Pruning these ten changes ACC by "
+        f"{-lost_by_ten:+.1f} points."
     )
 )  # fmt: skip
 
