@@ -684,6 +684,9 @@ answer(
     + (
         "So trigger and task share filters, or the whole network has become noise: the backdoor is torn down as well."
         if change <= -20
+        else f"But after {end.steps:.0f} steps the task is hardly torn down. So this run cannot say whether the backdoor "
+        "would outlive it."
+        if end.ACC > start.ACC / 2
         else "So the backdoor is exposed, as the argument says: the task is gone, and the trigger still works."
         if end.ASR - end["no trigger, target"] > 50
         else "So this is no exposed backdoor: the network that has forgotten answers the target to most images, "
@@ -1052,8 +1055,8 @@ exercises.other_areas(other_areas, zoo(run, zoo_attacks, zoo_rate, target), clea
 #   relation is a statement about many models, and the intervals of section 3 say how far ours support it.
 # - The detector is a comparison. Without clean models of the same kind there is no scale to read it on. And a form that
 #   was picked among twenty by its area had lost that area on the next twenty models.
-# - Suppression takes the clean task apart within a few steps, and section 4 says what it leaves of the attack. The
-#   masks that bring the task back sink for more reasons than one.
+# - Suppression raises the clean loss. Section 4 says how far it tears the task down, and what it leaves of the attack.
+#   The masks that bring the task back sink for more reasons than one.
 # - A threshold chosen by clean images is bound by what clean images can see. Where it prunes nothing, that is an
 #   honest result of this rule on this model with so few images.
 # - It does **not** show that the paper's method works no better than this: the formulas are reconstructed, the networks
