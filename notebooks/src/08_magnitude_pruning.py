@@ -684,8 +684,8 @@ answer(
     + (
         "So trigger and task share filters, or the whole network has become noise: the backdoor is torn down as well."
         if change <= -20
-        else f"But after {end.steps:.0f} steps the task is hardly torn down. So this run cannot say whether the backdoor "
-        "would outlive it."
+        else f"But after {end.steps:.0f} steps the task is hardly torn down. So this run cannot say whether the "
+        "backdoor would outlive it."
         if end.ACC > start.ACC / 2
         else "So the backdoor is exposed, as the argument says: the task is gone, and the trigger still works."
         if end.ASR - end["no trigger, target"] > 50
