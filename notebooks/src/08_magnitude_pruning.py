@@ -817,9 +817,9 @@ deepest, finder = by_variant["mean mask"].idxmin(), by_variant[hit].idxmax()
 mean, right = by_variant["mean mask"], by_variant[hit]
 rnp = "RNP: suppression alone"
 answer(
-    f"You were right if you said *{deepest}*: its masks are {mean[deepest]:.2f} on average, and "
+    f"You were right if you said *{deepest}*: its masks are {mean[deepest]:.3f} on average, and "
     f"{by_variant['below 0.5'][deepest]:.0f} of {len(price)} are below 0.5. With all three objectives the mean is "
-    f"{mean['all three']:.2f}: preserving holds masks up, since the given network needs its filters. Without "
+    f"{mean['all three']:.3f}: preserving holds masks up, since the given network needs its filters. Without "
     "suppression two reasons are left: the penalty has its price, and lower masks can make the clean loss of the given "
     f"network a little smaller. The two lower the masks by {1 - mean['no suppression']:.3f} on average. And do the "
     f"right ones sink? Of the filters that would fall first, {right['all three']:.0f} % are among those that the "
@@ -944,8 +944,8 @@ answer(
     )
     + f"The rule prunes {by_rule.pruned:.0f} filters and leaves an ASR of {by_rule.ASR:.0f} %, with an ACC of "
     f"{by_rule.ACC:.0f} %. The oracle's threshold gives {by_oracle.ASR:.0f} and {by_oracle.ACC:.0f} %. In the panels "
-    f"of the poisoned model, such a threshold exists in {sum(there.values())} of {len(there)}, and the rule chooses "
-    f"one in {sum(hits.values())}. "
+    f"of the poisoned model, such a threshold exists in {sum(there.values()) or 'none'} of {len(there)}"
+    + (f", and the rule chooses one in {sum(hits.values()) or 'none'}. " if any(there.values()) else ". ")
     + (
         "Where it exists and the rule stops elsewhere, the masks hold knowledge that the rule cannot reach with these "
         "clean images."
