@@ -240,13 +240,10 @@ others_alone = {name: crosses & ~loud[name] for name, crosses in mask.pruned.ite
 loudest = {name: torch.zeros_like(crosses) for name, crosses in mask.pruned.items()}
 for name, crosses in mask.pruned.items():
     loudest[name][truth[name].topk(int(crosses.sum())).indices] = True
-late = {name: torch.full_like(crosses, name.startswith(("layer3", "layer4"))) for name, crosses in moved.items()}
 riddle = {"nothing": poisoned.before_at_a_glance.row() | {"pruned": 0}}
 for who, pruned in {
     "all crosses": mask.pruned,
     "the crosses that the trigger moves": moved,
-    "of these, those up to stage 2": {name: crosses & ~late[name] for name, crosses in moved.items()},
-    "of these, those in stages 3 and 4": {name: crosses & late[name] for name, crosses in moved.items()},
     "the other crosses": others_alone,
     "as many filters, those that the trigger moves most": loudest,
 }.items():
@@ -257,30 +254,14 @@ print(f"{share:.0%} of the crosses are among the quarter that the trigger moves 
 pd.DataFrame(riddle).T.rename_axis("pruned are").astype({"pruned": int}).round(1)
 
 # %% tags=["hide-input"]
-before, whole, hit, early_ones, late_ones, rest = (riddle[who] for who in list(riddle)[:6])
-enough = whole["asr"] + 10
-hit_works, rest_works = hit["asr"] <= enough, rest["asr"] <= enough
-told = {
-    (True, False): "those that the trigger moves",
-    (False, True): "the others",
-    (True, True): "either of them",
-    (False, False): "only both together",
-}[hit_works, rest_works]
-where = {
-    (True, False): "Up to stage 2 they are enough, without the later ones.",
-    (False, True): "Those in stages 3 and 4 are enough, without the earlier ones.",
-    (True, True): "Either of these halves is enough.",
-    (False, False): "Neither half is enough alone.",
-}[early_ones["asr"] <= enough, late_ones["asr"] <= enough]
+whole, hit, rest = (riddle[who] for who in list(riddle)[1:4])
 answer(
-    f"You were right if you said: {told}. Pruned alone, the {hit['pruned']} crosses that the trigger moves lower ASR "
-    f"from {before['asr']:.1f} to {hit['asr']:.1f} %, all {whole['pruned']} crosses lower it to {whole['asr']:.1f} %, "
-    f"and ACC is {hit['acc']:.1f} % (before: {before['acc']:.1f} %). The other {rest['pruned']} crosses, pruned alone, "
-    f"leave ASR at {rest['asr']:.1f} %. Of the {hit['pruned']}, {early_ones['pruned']} lie up to stage 2 and leave "
-    f"{early_ones['asr']:.1f} % alone; the {late_ones['pruned']} in stages 3 and 4 leave {late_ones['asr']:.1f} %. "
-    + (where if hit_works else "")
-    + f" {mask.filters - mask.count:,} of the {mask.filters:,} filters lie below the threshold, and their order does "
-    "not matter for the pruning."
+    f"You were right if you said: those that the trigger moves. Pruned alone, these {hit['pruned']} filters lower ASR "
+    f"from {riddle['nothing']['asr']:.1f} to {hit['asr']:.1f} %, as all {whole['pruned']} crosses do "
+    f"({whole['asr']:.1f} %), and ACC is {hit['acc']:.1f} % (before: {riddle['nothing']['acc']:.1f} %). The other "
+    f"{rest['pruned']} crosses, pruned alone, leave ASR at {rest['asr']:.1f} %. "
+    f"{mask.filters - mask.count:,} of the {mask.filters:,} filters lie below the threshold, and their order does not "
+    f"matter. Of the {mask.count} above it, these {hit['pruned']} do the work."
 )
 
 # %% [markdown]
@@ -325,7 +306,7 @@ for seed_of_control in range(max(draws, 3)):
 sweep = pd.DataFrame(rows)
 
 # %% tags=["hide-input"]
-figure, axes = plt.subplots(1, 2, figsize=(11.5, 3.7))
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.7))
 for axis, column, label in zip(axes, ("acc_pruned", "asr_pruned"), ("ACC (%)", "ASR (%)"), strict=True):
     lines = sweep[sweep.images != control]
     sns.lineplot(lines, x="mu", y=column, hue="images", style="images", markers=True, dashes=False, ax=axis,
@@ -335,9 +316,7 @@ for axis, column, label in zip(axes, ("acc_pruned", "asr_pruned"), ("ACC (%)", "
     axis.axhline(sweep[column.replace("pruned", "before")].iloc[0], color=plots.GREY, ls=":", lw=1)
     axis.axvline(defence.mu, color=plots.PRUNED, ls="--", lw=1)
     axis.set(ylabel=f"{label} after pruning", ylim=(-3, 103))
-handles, labels = axes[1].get_legend_handles_labels()
-axes[1].get_legend().remove()
-figure.legend(handles, labels, frameon=False, fontsize=8, title="clean images", loc="outside right center")
+axes[1].legend(frameon=False, fontsize=8, title="clean images")
 figure.suptitle(f"{poisoned.name}: what mu trades (dotted: before; dashed: the default mu; bands: all draws)",
                 x=0.01, ha="left", fontweight="bold")  # fmt: skip
 plots.show(figure, "ACC and ASR after pruning against mu for three amounts of clean images, with random controls.")
@@ -757,12 +736,7 @@ answer(
     f"You were right if you said for the first: {failed}. For the second: {worse} (an ASR that is more than three "
     f"points higher). "
     f"As it is, ACC and ASR are {as_it_is.acc_after:.1f} and {as_it_is.asr_after:.1f} %; {told}"
-    f"{' (means of the attacks)' if hard else ''}. "
-    + (
-        "So on these models each term earns its place."
-        if (without.asr_after > as_it_is.asr_after + 3).all()
-        else "So on these models not every term earns its place."
-    )
+    f"{' (means of the attacks)' if hard else ''}. So on these models not every term earns its place."
 )
 
 # %% [markdown]
