@@ -337,11 +337,11 @@ answer(
         else "None of the first ten lowers ASR by more than a point. "
     )
     + (
-        f"So most of the first ten are not those that the trigger moves most. Pruning these ten changes ACC by "
+        f"Most of the first ten are not those that the trigger moves most. Pruning these ten changes ACC by "
         f"{-lost_by_ten:+.1f} points: "
         + ("next to nothing, since the network hardly uses them." if lost_by_ten < 2 else "they did some work.")
         if top <= 5
-        else f"So most of the first ten are filters that the trigger moves much. Pruning these ten changes ACC by "
+        else f"Most of the first ten are filters that the trigger moves much. Pruning these ten changes ACC by "
         f"{-lost_by_ten:+.1f} points."
     )
 )  # fmt: skip
