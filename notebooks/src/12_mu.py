@@ -338,11 +338,11 @@ answer(
     )
     + (
         f"Most of the first ten are not those that the trigger moves most. Pruning these ten changes ACC by "
-        f"{-lost_by_ten:+.1f} points: "
-        + ("next to nothing, since the network hardly uses them." if lost_by_ten < 2 else "they did some work.")
+        f"{0 - lost_by_ten:+.1f} points: "
+        + ("next to nothing, since the clean task hardly uses them." if lost_by_ten < 2 else "they did some work.")
         if top <= 5
         else f"Most of the first ten are filters that the trigger moves much. Pruning these ten changes ACC by "
-        f"{-lost_by_ten:+.1f} points."
+        f"{0 - lost_by_ten:+.1f} points."
     )
 )  # fmt: skip
 
