@@ -184,8 +184,9 @@ answer(
 # %% [markdown]
 # ## 2. Pruning alone
 #
-# Several draws of each amount, a mask from each, and what it leaves, on the first test images. Beside it, how alike
-# two masks are: of the filters that at least one of two draws prunes, the share that both prune.
+# Each of several draws of each amount gives a mask. The table shows what these masks leave, on the first test images.
+# Its last column says how alike the masks of two draws are: among the filters that at least one of the two prunes,
+# the share that both prune.
 #
 # > **Predict first.** Will fewer images prune too few filters, too many, or as many but other ones?
 
@@ -384,9 +385,9 @@ answer(
 )
 
 # %% [markdown]
-# Its rivals with the same images, means over ten draws. (AWM has five draws, no WaNet, and at most ten images a class.
-# Its paper made it for one image a class. On WaNet all rivals have five draws. FMP has three; ANP has two, with 500 of
-# its 2,000 iterations.)
+# Now the score's rivals with the same images, as means over ten draws. (AWM has five draws, no WaNet, and at most ten
+# images a class. Its paper made it for one image a class. On WaNet all rivals have five draws. FMP has three; ANP has
+# two, with 500 of its 2,000 iterations.)
 #
 # > **Predict first.** On Blended, which rivals leave less of the ASR than the score with ten images in all? And how
 # > many points of ACC do they pay for it?
@@ -478,6 +479,7 @@ answer(
 # **At full width.** These are committed rows again, of networks of width 64: means over the draws, with ten images in
 # all and with a hundred. There are two defences. One is the score with its defaults, on the first 2,000 test images.
 # The other is *shift unlearning*, our own repair, which section 7 of [notebook 13](13_open_questions.ipynb) explains.
+# A name such as `badnets_10` is BadNets at a poison rate of 10 %.
 #
 # > **Predict first.** Which attack keeps more than half of its ASR when the score has ten images in all? Does shift
 # > unlearning remove it?
