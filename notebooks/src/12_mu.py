@@ -106,9 +106,10 @@ pd.DataFrame({model.name: model.before.row() for model in models}).T.round(1)
 #
 # $$d_i = \frac{S_i - \mathrm{mean}_l(S)}{\mathrm{std}_l(S)}$$
 #
-# with mean and standard deviation of its own layer $l$. So $d$ puts all filters of the network into *one* order, and
-# `mu` is where that order is cut. (A narrow layer has a low ceiling. Of $n$ numbers none lies further than
-# $(n - 1) / \sqrt n$ standard deviations above their mean: 3.75 for sixteen filters, 7.9 for 64.)
+# where $S_i$ is the score of filter $i$, with mean and standard deviation of its own layer $l$. So $d$ puts all
+# filters of the network into *one* order, and `mu` is where that order is cut. (A narrow layer has a low ceiling. Of
+# $n$ numbers none lies further than $(n - 1) / \sqrt n$ standard deviations above their mean: 3.75 for sixteen
+# filters, 7.9 for 64.)
 
 
 # %%
@@ -239,9 +240,10 @@ answer(
 # %% [markdown]
 # ## 3. One filter after the other
 #
-# Now the order of $d$ is walked down filter by filter. Marked on top is where each `mu` would stop. The table shows the
-# first ten filters, and what only the evaluator knows: the rank by TAC that each has within its layer. A score that
-# finds the backdoor prunes low ranks first.
+# Now the order of $d$ is walked down filter by filter, and after the tenth in steps of several. Marked on top is
+# where each `mu` would stop. The table shows the first ten filters, and what only the evaluator knows: the rank by
+# TAC that each has within its layer. Rank 1 is the filter that the trigger moves most. A score that finds the
+# backdoor prunes such filters first.
 #
 # > **Predict first.** How many filters must fall until the ASR is below 20? And how many of the first ten are among the
 # > ten of their layer that the trigger moves most?
@@ -606,8 +608,9 @@ answer(
 assert summary["worst ASR"].idxmax() == "rule, 3 % allowed"
 
 # %% [markdown]
-# **At full width.** The last figure is of pruning alone on networks of width 64. These are committed rows again: a
-# hundred images, three draws, the first 2,000 test images, and two forms of the saliency.
+# **At full width.** The next figure, the last one, is of pruning alone on networks of width 64. These are committed
+# rows again: a hundred images, three draws, the first 2,000 test images, and two forms of the saliency. A name such
+# as `badnets_10` is BadNets at a poison rate of 10 %.
 #
 # > **Predict first.** What matters more for the ASR that is left of Blended and WaNet: the step from `mu` 2.5 to 2, or
 # > the step from the margin's saliency to that of cross-entropy?
@@ -683,8 +686,8 @@ exercises.gain_unseen(gain, tuned)
 # %% [markdown]
 # **Exercise 3** (hard, 15 minutes). A hundred images show accuracy in steps of one point. The model got 85 of a
 # hundred images right. A pruned copy has truly lost three points: each image is right with probability 0.82,
-# independently. The rule allows a loss of three points against the 85. In what share of draws of a hundred images does
-# the copy pass?
+# independently. The rule allows a loss of three points against the 85. In what share of draws of a hundred images
+# does the copy pass? Give a number between 0 and 1.
 
 # %%
 passes = ...  # your answer, a share in [0, 1]
