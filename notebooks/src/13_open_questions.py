@@ -17,7 +17,7 @@
 # > - what a long training does to the score, and why it is not the saliency
 # > - whether a repair works on networks that it was not made for, and whether the backdoor comes back
 # >
-# > **Read before**: [06 · Suspiciousness](06_suspiciousness.ipynb), [12 · Mu](12_mu.ipynb) · **minutes to read**: 47 ·
+# > **Read before**: [06 · Suspiciousness](06_suspiciousness.ipynb), [12 · Mu](12_mu.ipynb) · **minutes to read**: 49 ·
 # > **to run**: printed at the very end
 #
 # | who | knows here | does |
@@ -219,8 +219,9 @@ print(f"hide: {hide:.4f}, spread: {spread:.4f}, by hand and by nbtools")
 # %% [markdown]
 # `hidden` is a second model. It was trained on the same poisoned images as `poisoned`, with the penalty of Hide.
 #
-# > **Predict first.** Where will the filters that the trigger moves most stand in the order of the score in `hidden`:
-# > still at the top, in the middle, at the bottom?
+# > **Predict first.** Where will the filters that the trigger moves most stand in the order of the score in `hidden`?
+# > Still at the top (more than one standard deviation above their layer's mean), in the middle, or lower (half a
+# > standard deviation or more below the mean, called *at the bottom* in the answer)?
 
 # %%
 others = draw_clean(run.splits.test, 20, seed=seed)
@@ -412,7 +413,9 @@ answer(
 )
 
 # %% [markdown]
-# (The rivals have one draw each, and ANP has 500 of its 2,000 iterations.)
+# (The rivals have one draw each, and ANP has 500 of its 2,000 iterations.) Read the first column as well: CLP,
+# fine-pruning, FMP and RNP leave the backdoor of the plain attacker, too. So of the defences that look for filters,
+# only suspiciousness, ANP and MNP lose anything by the hiding.
 
 # %% [markdown]
 # ## 3. All-to-all
@@ -584,6 +587,8 @@ answer(
 #
 # > **Predict first.** What will this share be for each of the three forms, after few epochs and after many? And does
 # > the score find the trigger's filters less well where few images have a say?
+#
+# (The lines that the computation prints also count *dead* filters. What these are stands below the table.)
 
 
 # %%
@@ -720,12 +725,13 @@ answer(
 # ([lab notes](../data/lab_notes.md#other-networks-and-long-trainings)). The threshold prunes them all, and the
 # accuracy goes with them. The solid line ends in a network at chance level. What is then left of its ASR says nothing.
 #
-# The quarter and the spared layer were picked while looking at the ASR of these very networks. So they were put to the
-# test. A rule was written into `data/grids/held_out.yaml` *before* eleven other networks were trained, all with seed 2.
-# A form takes the place of the plain threshold if three things hold. Over the poisoned networks it leaves less ASR on
-# average. It loses at most half a point of ACC more there, and on the clean one. And it leaves at most five points of
-# ASR more on *any* network. These rows have the whole defence. *Twice* is `rounds=2` of notebook 12. (`mu` 2.5, for
-# notebook 12, was added to the table afterwards. The network of images made by code has 500 test images.)
+# The quarter and the spared layer were picked while looking at the ASR of these very networks. So they were put to
+# the test. A rule was written into `data/grids/held_out.yaml` *before* eleven other networks were trained, all with
+# seed 2. A form takes the place of the plain threshold if four things hold. Over the poisoned networks it leaves less
+# ASR on average. It loses at most half a point of ACC more there. It loses at most half a point more on the clean
+# one, too. And it leaves at most five points of ASR more on *any* network. These rows have the whole defence. *Twice*
+# is `rounds=2` of notebook 12. (`mu` 2.5, for notebook 12, was added to the table afterwards. The network of images
+# made by code has 500 test images.)
 #
 # > **Predict first.** Does one of the two forms pass all conditions?
 
@@ -834,14 +840,17 @@ answer(
 )
 
 # %% [markdown]
-# Why SIG? In SIG only images of the target class carry the trigger. The evaluator, who holds the trigger, can see that
-# its stripes are no short cut. Compare their length, as a change of the image, with the way to another class. Half of
-# the stripes is already as long as the way to the middle class, and it sends only a few images to the target. The patch
-# of BadNets is as long as the way there, too, and sends most of them. So the target of SIG is no easier to reach than
-# other classes are. ([Lab notes](../data/lab_notes.md#networks-that-took-no-part-or-only-a-small-one) has the numbers;
-# they were looked at once.)
+# Why SIG? In SIG only images of the target class carry the trigger. The evaluator, who holds the trigger, can see
+# that its stripes are no short cut. Compare their length, as a change of the image, with the way to another class,
+# which is the length of the change that leads there (for the class in the middle, by this length). The stripes at
+# half of their strength are already as long as this way, and they send only a few images to the target. The patch of
+# BadNets is as long as the way, too, and sends most of them. So the target of SIG is no easier to reach than other
+# classes are. (On the SIG network of seed 0, in notebook 10, nobody is suspected either. There the gentle pruning
+# alone removes the backdoor.) ([Lab notes](../data/lab_notes.md#networks-that-took-no-part-or-only-a-small-one) has
+# the numbers; they were looked at once.)
 #
-# > **Predict first.** Shift unlearning names a suspect. What happens if it is told a wrong class?
+# > **Predict first.** Shift unlearning names a suspect. What happens if it is told a wrong class? (In the table,
+# > `badnets_10` is BadNets at a poison rate of 10 %, and so on.)
 
 # %%
 sceptic = published.results("sceptic_cifar10")
@@ -973,8 +982,9 @@ exercises.gradient_length(length)
 # %% [markdown]
 # **Exercise 3** (hard, 20 minutes). In which stage does hiding change most? The stage is the first part of a layer's
 # name, as `layer3` of `layer3.1.conv1`. Take all of a stage's layers together. Which share of what the trigger moves
-# lies in filters above `defence.mu`, in percent, in the plain model, and how many points less is it in the hiding one?
-# Give a dictionary from each stage to plain minus hiding. Use `placed`.
+# lies in filters above `defence.mu`, in percent, in the plain model, and how many points less is it in the hiding
+# one? Give a dictionary from each stage to plain minus hiding. Use `placed`: its column `times its even share` is
+# what the trigger moves, and `height` is compared with `defence.mu`.
 
 # %%
 by_stage = ...  # your answer: a dictionary from stage to points
