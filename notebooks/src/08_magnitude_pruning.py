@@ -933,6 +933,9 @@ def repaired(table):
 of_poisoned = {name: table for name, table in walks.items() if name.startswith(poisoned.name)}
 there = {name: bool(repaired(table).any()) for name, table in of_poisoned.items()}
 hits = {name: bool(repaired(table)[table.chosen].any()) for name, table in of_poisoned.items()}
+elsewhere = [table for name, table in of_poisoned.items() if there[name] and not hits[name]]
+early = sum(float(table[table.chosen].ASR.iloc[0]) >= GONE for table in elsewhere)
+missed = len(elsewhere)
 main = f"{poisoned.name}: all three"
 by_rule, by_oracle = (choices.set_index(["masks", "choice"]).loc[(main, kind)] for kind in ("rule", "oracle"))
 answer(
@@ -949,9 +952,9 @@ answer(
     f"of the poisoned model, such a threshold exists in {sum(there.values()) or 'none'} of {len(there)}"
     + (f", and the rule chooses one in {sum(hits.values()) or 'none'}. " if any(there.values()) else ". ")
     + (
-        "Where it exists and the rule stops elsewhere, the masks hold knowledge that the rule cannot reach with these "
-        "clean images."
-        if sum(hits.values()) < sum(there.values())
+        f"In the other {missed} the rule stops too early {early} times, with the backdoor left, and goes too far "
+        f"{missed - early} times, at the cost of ACC."
+        if missed
         else "Where no threshold is good, the masks are at fault, not the rule."
         if sum(there.values()) < len(there)
         else "So the clean images were enough to choose."

@@ -220,8 +220,8 @@ print(f"hide: {hide:.4f}, spread: {spread:.4f}, by hand and by nbtools")
 # `hidden` is a second model. It was trained on the same poisoned images as `poisoned`, with the penalty of Hide.
 #
 # > **Predict first.** Where will the filters that the trigger moves most stand in the order of the score in `hidden`?
-# > Still at the top (more than one standard deviation above their layer's mean), in the middle, or lower (half a
-# > standard deviation or more below the mean, called *at the bottom* in the answer)?
+# > Still at the top (more than one standard deviation above their layer's mean), in the middle, or at the bottom (more
+# > than one below it)?
 
 # %%
 others = draw_clean(run.splits.test, 20, seed=seed)
@@ -246,7 +246,7 @@ figure, axes = plt.subplots(1, 2, figsize=(10.5, 3.8), sharex=True, sharey=True)
 for axis, (name, part) in zip(axes, placed.groupby("model", sort=False), strict=True):
     axis.scatter(part.height, part["times its even share"], s=9, alpha=0.5, color=plots.POISONED)
     axis.axvline(defence.mu, color=plots.PRUNED, lw=1.5, label=f"pruned right of mu {defence.mu:g}")
-    axis.set(title=f"{name}: {caught[name]:.0f} % of the trigger's change lies right of the line",
+    axis.set(title=f"{name}: {caught[name]:.0f} % of the change lies right of the line",
              xlabel="standard deviations above the layer's mean score")  # fmt: skip
     axis.title.set_fontsize(10)
 axes[0].set_ylabel("moved by the trigger\n(1: its even share of the layer)")
@@ -257,7 +257,7 @@ plots.show(figure, "Each filter's share of what the trigger moves against its st
 furthest = placed.sort_values("times its even share").groupby("model").tail(10)
 stand = furthest.groupby("model").height.mean()
 right = (furthest.height > defence.mu).groupby(furthest.model).sum()
-where = {n: "at the top" if h > 1 else "in the middle" if h > -0.5 else "at the bottom" for n, h in stand.items()}
+where = {n: "at the top" if h > 1 else "in the middle" if h >= -1 else "at the bottom" for n, h in stand.items()}
 one = furthest.groupby("model").last()
 answer(
     f"You were right if you said {where['hiding']}. Take the ten filters that the trigger moves furthest above their "
@@ -404,18 +404,20 @@ removing = [name for name in order if left["Hide 1.0"][name] < 50]
 filters = [name for name in order if name not in all_weights and left["Hide 1.0"][name] >= 50]
 told = [f"{n} leaves {left['Hide 1.0'][n]:.0f} % for {lost['Hide 1.0'][n]:.1f} points of ACC" for n in removing]
 best = left["Spread 1.0"].nsmallest(3)
+hidden_from = [name for name in filters if left["plain"][name] < 50]
+blind = [name for name in filters if name not in hidden_from]
 answer(
     f"You were right if you said {'some of the second kind' if set(removing) <= set(all_weights) else 'both kinds'}: "
     f"{', '.join(told)}. What looks for guilty *filters* or their scales ({', '.join(filters)}) leaves at least "
-    f"{left['Hide 1.0'][filters].min():.0f} % of the hiding attacker's ASR, even by means that this attacker never "
-    f"heard of. Plain fine-tuning leaves {left.loc['fine-tuning'].min():.0f} % or more of all three. Against Spread "
+    f"{left['Hide 1.0'][filters].min():.1f} % of the hiding attacker's ASR. Of these, "
+    f"{', '.join(hidden_from) or 'none'} repaired the plain attacker's network, so the hiding works against them, "
+    f"though the attacker knew the score alone. {', '.join(blind) or 'None'} left the plain attacker's backdoor as "
+    f"well. Plain fine-tuning leaves {left.loc['fine-tuning'].min():.0f} % or more of all three. Against Spread "
     f"{', '.join(best.index)} leave the least, {best.min():.0f} to {best.max():.0f} %."
 )
 
 # %% [markdown]
-# (The rivals have one draw each, and ANP has 500 of its 2,000 iterations.) Read the first column as well: CLP,
-# fine-pruning, FMP and RNP leave the backdoor of the plain attacker, too. So of the defences that look for filters,
-# only suspiciousness, ANP and MNP lose anything by the hiding.
+# (The rivals have one draw each, and ANP has 500 of its 2,000 iterations.)
 
 # %% [markdown]
 # ## 3. All-to-all
