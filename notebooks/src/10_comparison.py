@@ -433,7 +433,7 @@ exact = (ratios >= 3).sum()
 answer(
     f"You were right if you said {slowest}: {alike.seconds[slowest]:.1f} s, because {why}. "
     + (f"(The profile even cuts it short: {cut_short[slowest]}.) " if slowest in cut_short else "")
-    + f"The fastest is {fastest} with {alike.seconds[fastest]:.2g} s. It is three times as fast as "
+    + f"The fastest is {fastest} with {alike.seconds[fastest]:.2g} s. Suspiciousness is three times as fast as "
     f"{exact['times suspiciousness']} of the {len(claimed)} when the tuning counts, and as "
     f"{exact['times its scoring and pruning alone']} of them when only scoring and pruning count. *Scoring* is a "
     "single pass over the images. The rest of the time goes into the tuning, and that is ours."
