@@ -936,6 +936,8 @@ hits = {name: bool(repaired(table)[table.chosen].any()) for name, table in of_po
 elsewhere = [table for name, table in of_poisoned.items() if there[name] and not hits[name]]
 early = sum(float(table[table.chosen].ASR.iloc[0]) >= GONE for table in elsewhere)
 missed = len(elsewhere)
+stops = [f"too early in {early}, and the backdoor stays"] if early else []
+stops += [f"too late in {missed - early}, and ACC pays for it"] if missed > early else []
 main = f"{poisoned.name}: all three"
 by_rule, by_oracle = (choices.set_index(["masks", "choice"]).loc[(main, kind)] for kind in ("rule", "oracle"))
 answer(
@@ -952,8 +954,7 @@ answer(
     f"of the poisoned model, such a threshold exists in {sum(there.values()) or 'none'} of {len(there)}"
     + (f", and the rule chooses one in {sum(hits.values()) or 'none'}. " if any(there.values()) else ". ")
     + (
-        f"In the other {missed} the rule stops too early {early} times, with the backdoor left, and goes too far "
-        f"{missed - early} times, at the cost of ACC."
+        f"Elsewhere it stops {' and '.join(stops)}."
         if missed
         else "Where no threshold is good, the masks are at fault, not the rule."
         if sum(there.values()) < len(there)
