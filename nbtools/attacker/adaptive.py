@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nbtools.attacker.triggers import Trigger
 from nbtools.networks.training import Penalty
-from nbtools.networks.units import Unit, layers_of, prunable_units
+from nbtools.networks.units import Unit, behind_bn, layers_of, prunable_units
 from nbtools.values import build
 from nbtools.wording import known
 
@@ -151,8 +151,8 @@ def _maps(
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [bn.momentum for bn in norms]
 
-    def see(bn: nn.Module, _inputs: object, output: Tensor) -> None:
-        seen[bn] = output.relu()  # at once: a residual sum is added in place
+    def see(bn: nn.BatchNorm2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen[bn] = behind_bn(bn, inputs[0], output).relu()  # at once: a residual sum is added in place
 
     handles = [bn.register_forward_hook(see) for _, _, bn in layers]
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import tempfile
@@ -16,17 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from nbtools.data.folder import read_folder
+from nbtools.defend.architecture import check_arch
 from nbtools.defend.card import Job, Request, make_card
 from nbtools.defend.checkpoint import Checkpoint, bits, in_form_of, read
 from nbtools.defend.figures import score_figure
 from nbtools.defend.findings import detector, read_references, right
 from nbtools.defend.fitting import Fitted, fit
-from nbtools.defend.kinds import check_arch
 from nbtools.defend.report import page
 from nbtools.defend.start import begin
 from nbtools.defender.choices import make_defence
 from nbtools.defender.learning import check_inputs
 from nbtools.defender.validation import Validation
+from nbtools.networks.graph import duplicate
 from nbtools.networks.units import check_finite, prunable_units
 from nbtools.settings import default_device
 from nbtools.values import parse
@@ -162,7 +162,7 @@ def _as_saved(
     fitted: Fitted, repaired: nn.Module, state: Mapping[str, Any], changes: Mapping[str, Tensor]
 ) -> nn.Module:
     """The repaired model as its owner will load it: rounded to the file's own precision."""
-    twin = copy.deepcopy(repaired).eval()
+    twin = duplicate(repaired).eval()
     saved = {**state, **changes}
     twin.load_state_dict({ours: saved[name] for ours, name in fitted.names.items()}, strict=False)
     check_finite(twin)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nbtools.defend.kinds import KINDS, Shapes, check_arch
+from nbtools.defend.architecture import OWN, check_arch, kind_of
+from nbtools.defend.kinds import KINDS, Shapes
 from nbtools.defend.names import NAMED, plain_names, prefix_note, unwrapped
 from nbtools.networks.architectures import MEAN, STD, Normalise
 from nbtools.settings import STRIDES
@@ -70,7 +71,7 @@ def fit(
 
     Args:
         state: the file's names to tensors; what is no tensor is left aside.
-        arch: a name in `KINDS`.
+        arch: as in `nbtools.defend.architecture.kind_of`.
         strides: of the stem and the four stages; None is (1, 1, 2, 2, 2), or what `EARLY_STRIDES` says.
         mean, std: of the normalisation; None takes the file's own, or CIFAR-10's.
 
@@ -80,12 +81,12 @@ def fit(
     check_arch(arch, strides)
     plain, own = plain_names({name: value for name, value in state.items() if isinstance(value, Tensor)})
     shapes = {name: tuple(state[key].shape) for name, key in plain.items()}
-    early = strides is None and KINDS[arch].strided and any(EARLY.search(name) for name in shapes)
+    early = strides is None and kind_of(arch).strided and any(EARLY.search(name) for name in shapes)
     taken = tuple(strides or (EARLY_STRIDES if early else STRIDES))
     try:
         model, renamed = _match(shapes, arch, taken)
     except ValueError as error:
-        fitting = [other for other in KINDS if other != arch and _matches(shapes, other)]
+        fitting = [other for other in (*KINDS, *OWN) if other != arch and _matches(shapes, other)]
         advice = f". It fits --arch {' or '.join(fitting)}" if fitting else ""
         raise ValueError(f"{error}{advice}") from None
     names = {ours: plain[theirs] for ours, theirs in renamed.items()}
@@ -94,12 +95,12 @@ def fit(
     notes = [prefix_note(plain), source]
     if early:
         notes.append(f"The first stage has a shortcut of its own, so the strides were taken to be {EARLY_STRIDES}.")
-    elif strides is None and KINDS[arch].strided:
+    elif strides is None and kind_of(arch).strided:
         notes.append(f"No shape tells the strides; they were taken to be {STRIDES}.")
     if dtypes != ("float32",):
         notes.append(f"The weights are {' and '.join(dtypes)}: computed with in float32, written back as they came.")
     _load(model, {ours: state[key] for ours, key in names.items()}, normalise)
-    kind, stem = KINDS[arch], state[names[f"{KINDS[arch].stem}.weight"]]
+    kind, stem = kind_of(arch), state[names[f"{kind_of(arch).stem}.weight"]]
     if arch.startswith("torchvision/resnet") and stem.shape[2] == 3:
         notes.append("The 3x3 stem was taken to have stride 1 and no max-pooling behind it.")
     return Fitted(
@@ -119,10 +120,10 @@ def fit(
 
 def _classes(shapes: Shapes, arch: str) -> int:
     """Rows of the classifier."""
-    weights = [shapes[f"{head}.weight"] for head in KINDS[arch].heads if f"{head}.weight" in shapes]
+    weights = [shapes[f"{head}.weight"] for head in kind_of(arch).heads if f"{head}.weight" in shapes]
     if not weights:
         raise ValueError(
-            f"The file does not fit {arch}: it has no classifier ({' or '.join(KINDS[arch].heads)}), which tells the "
+            f"The file does not fit {arch}: it has no classifier ({' or '.join(kind_of(arch).heads)}), which tells the "
             f"number of classes; its names begin {_first(list(shapes))} and end {', '.join(list(shapes)[-2:])}"
         )
     return weights[0][0]
@@ -134,7 +135,7 @@ def _match(plain: Shapes, arch: str, strides: Sequence[int]) -> tuple[nn.Module,
     Raises:
         ValueError: where they don't.
     """
-    kind = KINDS[arch]
+    kind = kind_of(arch)
     renamed: dict[str, str] = {}
     for name in plain:
         ours = name
@@ -149,7 +150,7 @@ def _match(plain: Shapes, arch: str, strides: Sequence[int]) -> tuple[nn.Module,
         raise ValueError(
             f"The file does not fit {arch}: it has no {kind.stem}.weight; its names: {_first(list(plain))}"
         )
-    if stem[1] != 3:
+    if stem[1] % 3:  # some stems take the pixels of a square as channels
         raise ValueError(f"The model takes images of {stem[1]} channels, and only models of colour images are repaired")
     classes = _classes(shapes, arch)
     with torch.device("meta"):  # shapes alone: no memory, no drawing of weights
@@ -175,7 +176,7 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _matches(shapes: Shapes, arch: str) -> bool:
-    for strides in (STRIDES, EARLY_STRIDES) if KINDS[arch].strided else (STRIDES,):
+    for strides in (STRIDES, EARLY_STRIDES) if kind_of(arch).strided else (STRIDES,):
         with suppress(ValueError):
             _match(shapes, arch, strides)
             return True

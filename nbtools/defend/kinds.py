@@ -15,7 +15,7 @@ from nbtools.networks.architectures import Normalise, PreActResNet18, ResNet18
 Shapes = Mapping[str, Sequence[int]]
 
 
-class _Normalised(nn.Module):
+class Normalised(nn.Module):
     """The first base of a torchvision model: its `normalise`, set when weights are fitted, comes before all else."""
 
     normalise: Normalise
@@ -24,19 +24,19 @@ class _Normalised(nn.Module):
         return super().forward(self.normalise(x))
 
 
-class _ResNet(_Normalised, resnet.ResNet):
+class _ResNet(Normalised, resnet.ResNet):
     pass
 
 
-class _VGG(_Normalised, vgg.VGG):
+class _VGG(Normalised, vgg.VGG):
     pass
 
 
-class _MobileNetV2(_Normalised, mobilenetv2.MobileNetV2):
+class _MobileNetV2(Normalised, mobilenetv2.MobileNetV2):
     pass
 
 
-class _DenseNet(_Normalised, densenet.DenseNet):
+class _DenseNet(Normalised, densenet.DenseNet):
     pass
 
 
@@ -85,7 +85,7 @@ def _torchvision_resnet(block: type, layers: Sequence[int]) -> Kind:
             model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()  # type: ignore
         return model
 
-    return Kind(build, "conv1", ("fc",), _RESNET_NAMES)
+    return Kind(build, "conv1", ("fc",), RESNET_NAMES)
 
 
 def _vgg(shapes: Shapes, _strides: Sequence[int], classes: int) -> nn.Module:
@@ -95,14 +95,14 @@ def _vgg(shapes: Shapes, _strides: Sequence[int], classes: int) -> nn.Module:
     return model
 
 
-_HEAD = (r"^(linear|classifier|head)\.(?=weight|bias)", "fc.")
-_RESNET_NAMES = ((r"\.shortcut\.", ".downsample."), _HEAD)
+HEAD_NAMES = (r"^(linear|classifier|head)\.(?=weight|bias)", "fc.")
+RESNET_NAMES = ((r"\.shortcut\.", ".downsample."), HEAD_NAMES)
 KINDS: dict[str, Kind] = {
     "resnet18": Kind(
-        lambda s, strides, n: ResNet18(n, s["conv1.weight"][0], strides), "conv1", ("fc",), _RESNET_NAMES, True
+        lambda s, strides, n: ResNet18(n, s["conv1.weight"][0], strides), "conv1", ("fc",), RESNET_NAMES, True
     ),
     "preact_resnet18": Kind(
-        _preact, "conv1", ("fc",), ((r"\.(shortcut|downsample)\.(0\.)?", ".shortcut."), _HEAD), True
+        _preact, "conv1", ("fc",), ((r"\.(shortcut|downsample)\.(0\.)?", ".shortcut."), HEAD_NAMES), True
     ),
     "torchvision/resnet18": _torchvision_resnet(resnet.BasicBlock, (2, 2, 2, 2)),
     "torchvision/resnet34": _torchvision_resnet(resnet.BasicBlock, (3, 4, 6, 3)),
@@ -116,15 +116,3 @@ KINDS: dict[str, Kind] = {
         ((r"^(fc|linear)\.", "classifier."),),
     ),
 }
-
-
-def check_arch(arch: str, strides: Sequence[int] | None) -> None:
-    """Refuse an unknown architecture, or strides for one that has its own.
-
-    Raises:
-        ValueError: with the list of what exists.
-    """
-    if arch not in KINDS:
-        raise ValueError(f"unknown architecture {arch!r}; known: {', '.join(KINDS)}")
-    if strides is not None and not KINDS[arch].strided:
-        raise ValueError(f"--strides is for {', '.join(n for n, k in KINDS.items() if k.strided)}; {arch} has its own")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 from nbtools.wording import known
@@ -12,7 +14,10 @@ DEFENCES += ("lmr", "ft_sam", "nft", "fine_pruning", "fine_tuning")
 
 ARCHS = ("resnet18", "preact_resnet18", "torchvision/resnet18", "torchvision/resnet34", "torchvision/resnet50")
 ARCHS += ("torchvision/vgg16_bn", "torchvision/mobilenet_v2", "torchvision/densenet121")
-"""Those in `nbtools.defend.kinds.KINDS`, likewise."""
+ARCHS += ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "wideresnet")
+"""Those in `nbtools.defend.architecture`, likewise."""
+ARCH_FORMS = re.compile(r"(torchvision|timm)/[\w.\-]+|[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+"""Others: a network of a library, or the function in somebody's module that gives one."""
 
 
 def check_words(defence: str, arch: str) -> None:
@@ -23,8 +28,11 @@ def check_words(defence: str, arch: str) -> None:
     """
     if defence not in DEFENCES:
         raise click.UsageError(known("defence", defence, DEFENCES))
-    if arch not in ARCHS:
-        raise click.UsageError(f"unknown architecture {arch!r}; known: {', '.join(ARCHS)}")
+    if arch not in ARCHS and not ARCH_FORMS.fullmatch(arch):
+        raise click.UsageError(
+            f"unknown architecture {arch!r}; known: {', '.join(ARCHS)}; also torchvision/NAME, timm/NAME and "
+            "PACKAGE.MODULE:FUNCTION"
+        )
 
 
 class Numbers(click.ParamType):

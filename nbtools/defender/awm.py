@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch.func import functional_call
 from nbtools.data.images import Images
 from nbtools.defender.learning import check_inputs, check_learned, joined, nothing_pruned
 from nbtools.defender.repair import Repair, measured
+from nbtools.networks.graph import duplicate
 from nbtools.networks.training import DivergedError
 from nbtools.networks.units import Units
 
@@ -96,7 +96,7 @@ class AWM:
             DivergedError: where a perturbation, a loss or a weight is not finite.
         """
         units = check_inputs(model, clean)
-        twin = copy.deepcopy(model).eval()
+        twin = duplicate(model).eval()
         masks, history = self.masks(twin, units, clean)
         with torch.no_grad():
             for name, mask in masks.items():
@@ -119,7 +119,7 @@ class AWM:
         Raises:
             DivergedError: where a perturbation or a loss is not finite.
         """
-        frozen = copy.deepcopy(model).requires_grad_(False)
+        frozen = duplicate(model).requires_grad_(False)
         names = [f"{conv}.weight" for conv in (*(unit.conv for unit in units), *units.without_bn)]
         weights = {name: frozen.get_parameter(name) for name in names}
         masks = {name: torch.ones_like(weight).requires_grad_(True) for name, weight in weights.items()}

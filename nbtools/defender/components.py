@@ -185,7 +185,7 @@ def components(
     check_finite(model)
     if saliency not in SALIENCY_LOSSES:
         raise ValueError(f"unknown saliency {saliency!r}; known: {', '.join(SALIENCY_LOSSES)}")
-    units = prunable_units(model)
+    units = prunable_units(model, to_floats(clean.images[:1]))
     layers = layers_of(model, units)
     modes = [(module, module.training) for module in model.modules()]
     statistics = {unit.conv: MapStatistics() for unit in units}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, field
 
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 
 from nbtools.data.images import Images
 from nbtools.defender.head import linear_head
-from nbtools.defender.learning import Epochs, check_inputs, nothing_pruned
+from nbtools.defender.learning import Epochs, check_inputs, logits_of, nothing_pruned
 from nbtools.defender.repair import Repair, measured
+from nbtools.networks.graph import duplicate
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class D3:
             DivergedError: where the training diverges.
         """
         units = check_inputs(model, clean)
-        twin, untuned = copy.deepcopy(model), copy.deepcopy(model).eval()
+        twin, untuned = duplicate(model), duplicate(model).eval()
         head = linear_head(twin)
         start, length = head.weight.detach().clone(), head.weight.detach().norm()
         # at the start the distance is 0, where its gradient has no direction; a thousandth of the norm gives it one
@@ -64,7 +64,7 @@ class D3:
             head.weight.add_(1e-3 * length * nudge / nudge.norm())
 
         def loss(inputs: Tensor, labels: Tensor) -> Tensor:
-            clean_loss = F.cross_entropy(twin(inputs), labels)
+            clean_loss = F.cross_entropy(logits_of(twin, inputs), labels)
             return self.hold * (clean_loss - self.allowed).clamp_min(0) - (head.weight - start).norm()
 
         @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from nbtools.data.images import Images, to_floats
 from nbtools.defender.learning import check_inputs
+from nbtools.networks.graph import duplicate
 from nbtools.networks.maps import passing
-from nbtools.networks.units import Unit, Units, layers_of
+from nbtools.networks.units import Unit, Units, is_plain, layers_of
 
 CHUNK = 128
 """Images that go through the network at once: it bounds the memory; a CPU's caches like no more."""
@@ -99,7 +99,7 @@ def channel_accuracies(
         ValueError: as `check_inputs`, or where `noisy` does not fit the clean images.
     """
     units = _check(model, clean, noisy)
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    model = duplicate(model).eval().requires_grad_(False)
     twin, device = folded(model, units), noisy.device
     correct = {unit.conv: torch.zeros(unit.filters, dtype=torch.int64, device=device) for unit in units}
     losses = {unit.conv: torch.zeros(unit.filters, dtype=torch.float64, device=device) for unit in units}
@@ -139,7 +139,7 @@ def adversarial_maps(
             f"{unit.conv} has the channels 0 to {unit.filters - 1} and at most {CHUNK} images are looked at, "
             f"got the channels {list(channels)} and {len(clean)} images"
         )
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    model = duplicate(model).eval().requires_grad_(False)
     gradients = MapGradients(model, folded(model, units), units, clean.floats(), noisy)
     images, after = [], []
     for chosen, stepped in gradients.steps(unit, channels, epsilon):
@@ -159,12 +159,19 @@ def _check(model: nn.Module, clean: Images, noisy: Tensor) -> Units:
     return check_inputs(model, clean)
 
 
+@torch.no_grad()
 def folded(model: nn.Module, units: Units) -> nn.Module:
     """A copy of a model in eval mode that answers the same in less time: convolutions take in their batch norms."""
-    twin = copy.deepcopy(model)
+    twin = duplicate(model)
     for unit, conv, bn in layers_of(twin, units):
         twin.set_submodule(unit.conv, fuse_conv_bn_eval(conv, bn))
-        twin.set_submodule(unit.bn, nn.Identity())
+        if type(bn).forward is nn.BatchNorm2d.forward:
+            twin.set_submodule(unit.bn, nn.Identity())
+            continue
+        bn.eps = 0.0  # an activation inside stays: the batch norm becomes the identity before it
+        for value, same in ((bn.running_mean, 0), (bn.running_var, 1), (bn.weight, 1), (bn.bias, 0)):
+            if value is not None:
+                value.fill_(same)
     return twin
 
 
@@ -227,6 +234,13 @@ class MapGradients:
         conv, error = self.convs[name], self.errors[name][:, chosen]
         n, k, groups = len(error), len(chosen), conv.groups
         height, width = self.inputs[name].shape[2:]
+        if not is_plain(conv):  # it may pad as it runs; all copies go through it, each with an error at one channel
+            with torch.enable_grad():
+                inputs = error.new_zeros(k * n, conv.in_channels, height, width).requires_grad_()
+                outputs = conv(inputs)
+            at_output = torch.zeros_like(outputs)
+            at_output.unflatten(0, (k, n))[torch.arange(k), :, chosen] = error.transpose(0, 1)
+            return torch.autograd.grad(outputs, inputs, at_output)[0]
         size, pads = (n, k * conv.weight.shape[1], height, width), conv._reversed_padding_repeated_twice
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         with torch.enable_grad():

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node, symbolic_trace
+from torch.fx import GraphModule, Interpreter, Node
 
 from nbtools.data.images import Images, to_floats
 from nbtools.defender.learning import Epochs, check_inputs, nothing_pruned
 from nbtools.defender.pruning import apply
 from nbtools.defender.repair import Repair, measured
 from nbtools.defender.validation import Validation
+from nbtools.networks.graph import UntraceableError, duplicate, traced
 from nbtools.networks.maps import watch
 from nbtools.networks.units import Unit, Units
 
@@ -61,7 +61,7 @@ class FinePruning:
             DivergedError: where the fine-tuning diverges.
         """
         units = check_inputs(model, clean)
-        twin, unit = copy.deepcopy(model).eval(), last(units)
+        twin, unit = duplicate(model).eval(), last(units)
         learned, held = self.validation.split(clean)
         activation = mean_activation(twin, unit, learned)
         order = activation.argsort(stable=True)
@@ -78,7 +78,7 @@ class FinePruning:
         scores = {unit.conv: activation}
         if self.fine_tune is None:
             return Repair(twin, mask, scores, history)
-        untuned = copy.deepcopy(twin)
+        untuned = duplicate(twin)
         rows = self.fine_tune(twin, clean, mask=mask)
         history += [{"phase": "tune", **row} for row in rows]
         return Repair(twin, mask, scores, history, untuned=untuned, tuned_steps=rows[-1]["steps"])
@@ -119,7 +119,7 @@ def pruned_accuracies(
 ) -> list[float]:
     """Accuracy, in [0, 1], with the first so many channels of `order` pruned, for each of `counts`.
 
-    What stands before the channels' batch norm is computed once for all counts.
+    What stands before the channels' batch norm is computed once for all counts, where torch.fx can trace the model.
 
     Args:
         model: in eval mode; it is pruned in place and restored.
@@ -129,18 +129,26 @@ def pruned_accuracies(
         images: at least one.
         batch_size: images a forward pass.
     """
-    graph, bn = symbolic_trace(model), model.get_submodule(unit.bn)
+    try:
+        graph = traced(model)
+    except UntraceableError:
+        graph = None
+    bn = model.get_submodule(unit.bn)
     assert isinstance(bn, nn.BatchNorm2d)
     gamma, beta = bn.weight.clone(), bn.bias.clone()
     correct = torch.zeros(len(counts), dtype=torch.int64, device=images.images.device)
     for part, labels in zip(images.images.split(batch_size), images.labels.split(batch_size), strict=True):
-        known = _up_to(graph, unit.conv, to_floats(part))
+        inputs = to_floats(part)
+        known = _up_to(graph, unit.conv, inputs) if graph is not None else {}
         for number, count in enumerate(counts):
             bn.weight[order[:count]] = 0
             bn.bias[order[:count]] = 0
-            # clones, since a layer behind may add to what it gets in place
-            begun = {node: value.clone() if isinstance(value, Tensor) else value for node, value in known.items()}
-            correct[number] += (Interpreter(graph).run(initial_env=begun).argmax(1) == labels).sum()
+            if graph is None:
+                answers = model(inputs)
+            else:  # clones, since a layer behind may add to what it gets in place
+                begun = {node: value.clone() if isinstance(value, Tensor) else value for node, value in known.items()}
+                answers = Interpreter(graph).run(initial_env=begun)
+            correct[number] += (answers.argmax(1) == labels).sum()
         bn.weight.copy_(gamma)
         bn.bias.copy_(beta)
     return (correct.double() / len(images)).tolist()

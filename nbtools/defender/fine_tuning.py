@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -10,6 +9,7 @@ from torch import nn
 from nbtools.data.images import Images
 from nbtools.defender.learning import Epochs, check_inputs, nothing_pruned
 from nbtools.defender.repair import Repair, measured
+from nbtools.networks.graph import duplicate
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class FineTuning:
             DivergedError: where the training diverges.
         """
         units = check_inputs(model, clean)
-        twin, untuned = copy.deepcopy(model), copy.deepcopy(model).eval()
+        twin, untuned = duplicate(model), duplicate(model).eval()
         rows = self.tune(twin, clean)
         mask = nothing_pruned(units, clean.images.device)
         return Repair(twin, mask, {}, rows, untuned=untuned, tuned_steps=rows[-1]["steps"])

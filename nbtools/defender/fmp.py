@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +12,7 @@ from nbtools.defender.feature_maps import channel_accuracies, noisy_images
 from nbtools.defender.learning import Epochs, check_inputs
 from nbtools.defender.pruning import Mask, apply, most_suspicious
 from nbtools.defender.repair import Repair, measured
+from nbtools.networks.graph import duplicate
 from nbtools.networks.units import Units, layers_of
 
 
@@ -73,13 +73,13 @@ class FMP:
         found = channel_accuracies(model, *self.draw(clean), self.epsilon)
         scores = {unit.conv: found[unit.conv].scores() for unit in units}
         mask = most_suspicious(scores, {unit.conv: unit.filters // self.divisor for unit in units})
-        twin = copy.deepcopy(model).eval()
+        twin = duplicate(model).eval()
         _zero(twin, units, mask)
         if self.freeze_pruned:
             apply(twin, mask)
         if self.fine_tune is None:
             return Repair(twin, mask, scores)
-        untuned = copy.deepcopy(twin)
+        untuned = duplicate(twin)
         history = self.fine_tune(twin, clean, mask=mask if self.freeze_pruned else None)
         return Repair(twin, mask, scores, history, untuned=untuned, tuned_steps=history[-1]["steps"])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, field
 
@@ -11,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbtools.data.images import Images
-from nbtools.defender.learning import Epochs, check_inputs, nothing_pruned
+from nbtools.defender.learning import Epochs, check_inputs, logits_of, nothing_pruned
 from nbtools.defender.repair import Repair, measured
+from nbtools.networks.graph import duplicate
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,15 @@ class FTSAM:
             DivergedError: where the training diverges.
         """
         units = check_inputs(model, clean)
-        twin, untuned = copy.deepcopy(model), copy.deepcopy(model).eval()
+        twin, untuned = duplicate(model), duplicate(model).eval()
         weights = list(twin.parameters())
         norms = [module for module in twin.modules() if isinstance(module, nn.BatchNorm2d)]
         here: list[Tensor] = []
 
         def loss(inputs: Tensor, labels: Tensor) -> Tensor:
-            gradients = torch.autograd.grad(F.cross_entropy(twin(inputs), labels), weights)
+            gradients = torch.autograd.grad(
+                F.cross_entropy(logits_of(twin, inputs), labels), weights, allow_unused=True, materialize_grads=True
+            )
             here[:] = [weight.detach().clone() for weight in weights]
             with torch.no_grad():
                 for weight, step in zip(weights, uphill(here, gradients, self.rho), strict=True):
@@ -65,7 +67,7 @@ class FTSAM:
             momenta = [norm.momentum for norm in norms]
             for norm in norms:  # the statistics follow the batches where the weights are, once a step
                 norm.momentum = 0.0
-            value = F.cross_entropy(twin(inputs), labels)
+            value = F.cross_entropy(logits_of(twin, inputs), labels)
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
             return value

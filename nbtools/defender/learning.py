@@ -29,21 +29,34 @@ def check_inputs(model: nn.Module, clean: Images) -> Units:
         The model's convolution-BN pairs.
 
     Raises:
-        ValueError: for no images, NaN weights, a model without convolution-BN pairs, or with fewer classes than the
-            images.
+        ValueError: for no images, NaN weights, a model without convolution-BN pairs, one that gives no logits, or with
+            fewer classes than the images.
     """
     check_clean(clean)
     check_finite(model)
-    units = prunable_units(model)
+    units = prunable_units(model, to_floats(clean.images[:1]))
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        outputs = model(to_floats(clean.images[:1])).shape[1]
+        given = model(to_floats(clean.images[:1]))
     finally:
         for module, training in modes:
             module.training = training
-    check_classes(outputs, clean.num_classes)
+    if not isinstance(given, Tensor) or given.ndim != 2:
+        what = f"values of shape {list(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        raise ValueError(f"the model gives {what} in eval mode; it must give logits, a tensor [images, classes]")
+    check_classes(given.shape[1], clean.num_classes)
     return units
+
+
+def logits_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Logits `[n, classes]` of a model in training mode.
+
+    GoogLeNet and Inception then give the answers of their auxiliary heads as well, after the logits; those are left
+    aside, and the heads, which no answer in eval mode depends on, stay as they are.
+    """
+    given = model(inputs)
+    return given[0] if isinstance(given, tuple) else given
 
 
 def nothing_pruned(units: Units, device: torch.device) -> Mask:
@@ -219,7 +232,7 @@ class Epochs:
                 if self.cutout:
                     inputs = cutout(inputs, self.cutout, generator)
                 optimizer.zero_grad(set_to_none=True)
-                value = loss(inputs, part.labels) if loss else F.cross_entropy(model(inputs), part.labels)
+                value = loss(inputs, part.labels) if loss else F.cross_entropy(logits_of(model, inputs), part.labels)
                 value.backward()
                 before_step()
                 optimizer.step()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from nbtools.data.images import Images, to_floats
 from nbtools.defender.head import features, linear_head
 from nbtools.defender.learning import answers, batches, check_inputs, check_learned, joined, nothing_pruned
 from nbtools.defender.repair import Repair, measured
+from nbtools.networks.graph import duplicate
 from nbtools.networks.training import DivergedError, augment
 
 
@@ -89,7 +89,7 @@ class LMR:
         """
         units = check_inputs(model, clean)
         linear_head(model)
-        untuned, twin = (copy.deepcopy(model).eval() for _ in range(2))
+        untuned, twin = (duplicate(model).eval() for _ in range(2))
         means = self.fallen_back_on(model, clean)
         suspect = int(means.argmax())
         history: list[dict[str, Any]] = [
@@ -118,7 +118,7 @@ class LMR:
 
         Batch norms keep their statistics. The ascent ends before a pass whose loss would not be finite.
         """
-        twin = copy.deepcopy(model).eval().requires_grad_(True)
+        twin = duplicate(model).eval().requires_grad_(True)
         optimizer = torch.optim.SGD(twin.parameters(), self.ascent_lr, maximize=True)
         generator = torch.Generator().manual_seed(self.seed)
         means = F.log_softmax(answers(twin, clean).double(), 1).mean(0)

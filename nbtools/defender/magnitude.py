@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch.func import functional_call
 
 from nbtools.data.images import Images, to_floats
 from nbtools.defender.components import Scores, check_classes, check_clean
+from nbtools.networks.graph import duplicate, traced
 from nbtools.networks.maps import watch
 from nbtools.networks.units import Units, bn_factor, check_finite, layers_of, prunable_units
 
@@ -82,7 +82,7 @@ def saliencies(model: nn.Module, clean: Images, exact: bool = False, batch_size:
     """
     check_clean(clean)
     check_finite(model)
-    units, twin = prunable_units(model), copy.deepcopy(model).eval().requires_grad_(False)
+    units, twin = prunable_units(model), duplicate(model).eval().requires_grad_(False)
     measure = _losses_without if exact else _gradients
     totals: Scores = {}
     for images, labels in zip(clean.images.split(batch_size), clean.labels.split(batch_size), strict=True):
@@ -111,7 +111,7 @@ def _losses_without(model: nn.Module, units: Units, inputs: Tensor, labels: Tens
     One walk along the graph. At each batch norm all that later layers need is repeated, once a filter, each copy loses
     its filter, and the rest of the graph runs on these copies: what lies before a layer is computed once.
     """
-    graph = fx.symbolic_trace(model)
+    graph = traced(model)
     steps = list(enumerate(graph.graph.nodes))
     needed = {given: number for number, node in steps for given in node.all_input_nodes}  # the last step that does
     units_by_bn = {unit.bn: unit for unit in units}
@@ -124,14 +124,16 @@ def _losses_without(model: nn.Module, units: Units, inputs: Tensor, labels: Tens
         unit = units_by_bn.get(str(node.target)) if node.op == "call_module" else None
         if unit is None:
             continue
-        parts = []
+        parts, bn = [], graph.get_submodule(unit.bn)
+        shut = {name: torch.zeros_like(value) for name, value in bn.named_parameters() if name in ("weight", "bias")}
+        without = functional_call(bn, shut, (logits[:1],))[0]  # not 0 where an activation inside makes more of it
         for filters in torch.arange(unit.filters, device=inputs.device).split(max(1, AT_ONCE // count)):
             branch = fx.Interpreter(graph)
             for name, value in walk.env.items():
                 many = isinstance(value, Tensor) and name.op != "get_attr" and value.shape[:1] == (count,)
                 branch.env[name] = value.repeat(len(filters), *[1] * (value.ndim - 1)) if many else value
             maps = branch.env[node].unflatten(0, (len(filters), count))
-            maps[torch.arange(len(filters), device=inputs.device), :, filters] = 0
+            maps[torch.arange(len(filters), device=inputs.device), :, filters] = without[filters, None]
             answers = _run(branch, steps[number + 1 :], needed)
             parts.append(_losses(answers, labels.repeat(len(filters)), classes).unflatten(0, (-1, count)).sum(1))
         losses[unit.conv] = torch.cat(parts)
@@ -213,7 +215,7 @@ def magnitude_saliency(
 @torch.no_grad()
 def last_stage(model: nn.Module, clean: Images) -> list[str]:
     """The convolutions whose maps are the smallest, a ResNet's layer4, in the order of the data flow."""
-    twin, units, sizes = copy.deepcopy(model).eval(), prunable_units(model), {}
+    twin, units, sizes = duplicate(model).eval(), prunable_units(model), {}
     with watch(twin, units, lambda name, maps: sizes.update({name: maps[0, 0].numel()})):
         twin(to_floats(clean.images[:1]))
     return [unit.conv for unit in units if sizes[unit.conv] == min(sizes.values())]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from nbtools.defender.magnitude import check_norm, magnitudes
 from nbtools.defender.repair import Repair, measured
 from nbtools.defender.rnp import RNP
 from nbtools.defender.soft_masks import SoftMasks
+from nbtools.networks.graph import duplicate
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class MNP(RNP):
         """
         units = check_inputs(model, clean)
         learn, held = self.validation.split(clean)
-        suppressed, history = self.unlearn(model, units, learn) if self.suppress else (copy.deepcopy(model), [])
+        suppressed, history = self.unlearn(model, units, learn) if self.suppress else (duplicate(model), [])
         a = self.preserve if self.suppress else 0
         parts = [(1 - a, SoftMasks(suppressed, units, self.batch_statistics))] if a < 1 else []
         parts += [(a, SoftMasks(model, units, self.batch_statistics))] if a > 0 else []

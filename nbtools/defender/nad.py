@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbtools.data.images import Images, to_floats
-from nbtools.defender.learning import Epochs, check_inputs, nothing_pruned
+from nbtools.defender.learning import Epochs, check_inputs, logits_of, nothing_pruned
 from nbtools.defender.repair import Repair, measured
+from nbtools.networks.graph import duplicate
 
 RECIPE = Epochs(lr=0.01, final_lr=0.01, nesterov=True, weight_decay=1e-4, batch_size=64, cutout=9)
 """What teacher and student have in common: the public code's SGD; that the rate stays and the hole's side [ours]."""
@@ -79,7 +79,7 @@ class NAD:
             DivergedError: where a training diverges.
         """
         units = check_inputs(model, clean)
-        untuned, teacher, student = (copy.deepcopy(model).eval() for _ in range(3))
+        untuned, teacher, student = (duplicate(model).eval() for _ in range(3))
         self._check_layers(untuned, clean)
         history: list[dict[str, Any]] = [{"phase": "teacher", **row} for row in self.teacher(teacher, clean)]
         with outputs(teacher, self.layers) as taught, outputs(student, self.layers) as learned:
@@ -87,7 +87,7 @@ class NAD:
             def loss(inputs: Tensor, labels: Tensor) -> Tensor:
                 with torch.no_grad():
                     teacher(inputs)
-                entropy = F.cross_entropy(student(inputs), labels)
+                entropy = F.cross_entropy(logits_of(student, inputs), labels)
                 return entropy + self.distance(learned, taught)
 
             rows = self.student(student, clean, loss, lr_of=self._lr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from nbtools.data.images import Images, to_floats
 from nbtools.defender.learning import batches, check_inputs, check_learned, nothing_pruned
 from nbtools.defender.repair import Repair, measured
 from nbtools.defender.soft_masks import SoftMasks
+from nbtools.networks.graph import duplicate
 from nbtools.networks.training import DivergedError, augment
 from nbtools.networks.units import layers_of
 
@@ -94,7 +94,7 @@ class NFT:
                 raise DivergedError(f"the masks' loss is {mean} in epoch {epoch}; try an lr below {self.lr}")
             sizes = {"mean_mask": float(values.mean()), "least_mask": float(values.min())}
             history.append({"epoch": epoch, "steps": epoch * len(losses), "loss": mean, **sizes})
-        twin, parts = copy.deepcopy(model).eval(), masked.by_layer(factors.detach())
+        twin, parts = duplicate(model).eval(), masked.by_layer(factors.detach())
         with torch.no_grad():
             for unit, _, bn in layers_of(twin, units):
                 bn.weight.mul_(parts[unit.conv])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from nbtools.networks.graph import duplicate
 from nbtools.networks.units import layers_of, prunable_units
 
 SCOPES = ("layer", "global")
@@ -169,7 +169,7 @@ def apply(model: nn.Module, mask: Mask) -> Callable[[], None]:
 
 def pruned_copy(model: nn.Module, mask: Mask) -> nn.Module:
     """A copy of the model with the mask applied; the model itself is not changed."""
-    twin = copy.deepcopy(model)
+    twin = duplicate(model)
     apply(twin, mask)
     return twin
 
@@ -188,6 +188,9 @@ def remove(model: nn.Module, mask: Mask, example: Tensor) -> nn.Module:
 
     Returns:
         The smaller model in eval mode.
+
+    Raises:
+        ValueError: where the mask does not fit the model, or the smaller model gives other answers to the example.
     """
     import torch_pruning as tp
 
@@ -219,4 +222,13 @@ def remove(model: nn.Module, mask: Mask, example: Tensor) -> nn.Module:
         graph.get_pruning_group(conv, tp.prune_conv_out_channels, idxs=gone.nonzero().flatten().tolist()).prune()
         for name in coupled:
             left[name] = left[name][~gone]
-    return twin.requires_grad_(False)
+    twin.requires_grad_(False)
+    with torch.no_grad():
+        whole, smaller = pruned_copy(model, mask).eval()(example), twin(example)
+    if not torch.allclose(whole, smaller, rtol=1e-3, atol=1e-4 * float(whole.abs().max())):
+        raise ValueError(
+            f"{type(model).__name__} without the pruned filters gives other answers, by up to "
+            f"{float((whole - smaller).abs().max()):.2g}: what stands behind a batch norm may make something of zeros; "
+            "keep the filters as zeros (pruned_copy)"
+        )
+    return twin

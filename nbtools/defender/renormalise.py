@@ -15,10 +15,10 @@ from torch.utils.hooks import RemovableHandle
 from nbtools.data.images import Images
 from nbtools.defender.learning import answers, at_most, divergence
 from nbtools.defender.pruning import Mask
-from nbtools.networks.units import check_finite, prunable_units
+from nbtools.networks.units import check_finite, normalised, prunable_units
 
-See = Callable[[Tensor], Tensor | None]
-"""Gets a batch norm's output `[n, c, h, w]`; what it gives back, if anything, takes the output's place."""
+See = Callable[[Tensor], None]
+"""Gets `[n, c, h, w]`, the maps behind a batch norm and before an activation inside, and then the batch norm runs."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Renormalise:
         gone = {unit.bn: mask.pruned[unit.conv] for unit in prunable_units(model) if unit.conv in mask.pruned}
 
         def move(name: str, norm: nn.BatchNorm2d) -> See:
-            def see(output: Tensor) -> Tensor:
+            def see(output: Tensor) -> None:
                 (mean, std), (wanted_mean, wanted_std) = _mean_and_std(output), target[name]
                 # a channel that hardly varies has no spread to give back, and a pruned one has nothing
                 steady = std <= 1e-3 * norm.weight.abs().mean()
@@ -107,7 +107,6 @@ class Renormalise:
                     factor, missing = factor.masked_fill(out, 1), missing.masked_fill(out, 0)
                 norm.weight.mul_(factor)
                 norm.bias.mul_(factor).add_(missing)
-                return output * factor[:, None, None] + missing[:, None, None]
 
             return see
 
@@ -128,15 +127,15 @@ def _mean_and_std(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _seen(model: nn.Module, see: dict[str, See]) -> Iterator[None]:
-    """While the context lasts, the outputs of the named modules are seen, and may be replaced."""
+    """While the context lasts, what the named batch norms are about to give is seen; gamma and beta may be changed."""
 
-    def hook(look: See) -> Callable[[nn.Module, object, Tensor], Tensor | None]:
-        return lambda _module, _inputs, output: look(output)
+    def hook(look: See) -> Callable[[nn.BatchNorm2d, tuple[Tensor, ...]], None]:
+        return lambda norm, inputs: look(normalised(norm, inputs[0]))
 
     handles = list[RemovableHandle]()
     try:
         for name, look in see.items():
-            handles.append(model.get_submodule(name).register_forward_hook(hook(look)))
+            handles.append(model.get_submodule(name).register_forward_pre_hook(hook(look)))
         yield
     finally:
         for handle in handles:

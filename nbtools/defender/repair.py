@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -15,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbtools.data.images import Images, to_floats
-from nbtools.defender.learning import learn
+from nbtools.defender.learning import learn, logits_of
 from nbtools.defender.memory import peak
 from nbtools.defender.pruning import Mask, hold
+from nbtools.networks.graph import duplicate
 from nbtools.networks.training import augment
 from nbtools.networks.units import check_finite
 
@@ -187,7 +187,7 @@ class FineTune:
         for fold in range(folds):
             held = torch.arange(len(clean), device=device) % folds == fold
             rest, test = clean.subset(order[~held]), clean.subset(order[held])
-            twin = copy.deepcopy(model)
+            twin = duplicate(model)
             curve = [_losses(twin, test)]
             curve += [_losses(twin, test) for _ in self.tune(twin, rest, mask, before, self.steps)]
             curves.append(torch.stack(curve))
@@ -223,14 +223,14 @@ class FineTune:
     def _loss(self, model: nn.Module, before: nn.Module, batch: Images, generator: torch.Generator) -> Tensor:
         inputs = to_floats(augment(batch.images, generator))
         if self.teacher == "labels":
-            return F.cross_entropy(model(inputs), batch.labels)
+            return F.cross_entropy(logits_of(model, inputs), batch.labels)
         if self.mixed:
             share = torch.rand(len(inputs), 1, 1, 1, generator=generator).to(inputs)
             others = torch.randperm(len(inputs), generator=generator).to(inputs.device)
             inputs = torch.lerp(inputs[others], inputs, share)
         with torch.no_grad():
             taught = F.log_softmax(before(inputs) / self.temperature, 1)
-        answers = F.log_softmax(model(inputs) / self.temperature, 1)
+        answers = F.log_softmax(logits_of(model, inputs) / self.temperature, 1)
         return self.temperature**2 * F.kl_div(answers, taught, reduction="batchmean", log_target=True)
 
 

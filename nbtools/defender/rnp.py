@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nbtools.data.images import Images, to_floats
-from nbtools.defender.learning import batches, check_inputs, check_learned
+from nbtools.defender.learning import batches, check_inputs, check_learned, logits_of
 from nbtools.defender.repair import Repair, measured
 from nbtools.defender.soft_masks import SoftMasks, as_mask, shut
 from nbtools.defender.threshold_sweep import check_thresholds, choose_threshold
 from nbtools.defender.validation import Validation
+from nbtools.networks.graph import duplicate
 from nbtools.networks.training import DivergedError, augment
 from nbtools.networks.units import Units
 
@@ -120,7 +120,7 @@ class RNP:
         Raises:
             DivergedError: where a loss, a weight or a statistic is not finite.
         """
-        twin, generator = copy.deepcopy(model).requires_grad_(True), torch.Generator().manual_seed(self.seed)
+        twin, generator = duplicate(model).requires_grad_(True), torch.Generator().manual_seed(self.seed)
         optimizer = torch.optim.SGD(
             twin.parameters(), self.unlearn_lr, self.momentum, weight_decay=self.weight_decay, maximize=True
         )
@@ -131,7 +131,7 @@ class RNP:
             for batch in parts:
                 part = images.subset(batch)
                 optimizer.zero_grad(set_to_none=True)
-                F.cross_entropy(twin(to_floats(augment(part.images, generator))), part.labels).backward()
+                F.cross_entropy(logits_of(twin, to_floats(augment(part.images, generator))), part.labels).backward()
                 optimizer.step()
             epoch = rows[-1]["epoch"] + 1
             found = self._measure(twin, units, images)

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
+
+from nbtools.networks.units import is_plain
 
 SALIENCY_LOSSES = ("cross_entropy", "margin", "softened")
 TEMPERATURE = 4.0
@@ -50,6 +53,8 @@ def gradient_sum(conv: nn.Conv2d, inputs: Tensor, gradient: Tensor) -> Tensor:
     Returns:
         `[filters, k * k * c_in / groups]`, each filter's weights in the order of `_pieces`.
     """
+    if not is_plain(conv):
+        return torch.stack(list(_one_by_one(conv, inputs, gradient))).sum(0)
     parts = [(g @ patches).sum(0) for g, patches in _pieces(conv, inputs, gradient, conv.weight.numel())]
     return torch.stack(parts).sum(0).flatten(0, 1)
 
@@ -64,6 +69,8 @@ def gradient_norms(conv: nn.Conv2d, inputs: Tensor, gradient: Tensor) -> Tensor:
     Returns:
         float64 `[filters]`.
     """
+    if not is_plain(conv):
+        return torch.stack([own.double().norm(dim=1) for own in _one_by_one(conv, inputs, gradient)]).sum(0)
     few = 4 * gradient[0, 0].numel() <= min(conv.weight[0].numel(), conv.out_channels // conv.groups)
     norms = torch.zeros(conv.out_channels, dtype=torch.float64, device=gradient.device)
     for g, patches in _pieces(conv, inputs, gradient, 0 if few else conv.weight.numel()):
@@ -74,6 +81,18 @@ def gradient_norms(conv: nn.Conv2d, inputs: Tensor, gradient: Tensor) -> Tensor:
         else:
             norms += (g @ patches).norm(dim=3).sum(0, dtype=torch.float64).flatten()
     return norms
+
+
+def _one_by_one(conv: nn.Conv2d, inputs: Tensor, gradient: Tensor) -> Iterator[Tensor]:
+    """Each image's gradient of the weights, `[filters, c_in / groups * k * k]`, of a convolution that runs its own way.
+
+    One that pads as it runs sees other patches than those that `_pieces` finds.
+    """
+    weight = conv.weight.detach().requires_grad_()
+    for image, at_output in zip(inputs, gradient, strict=True):
+        with torch.enable_grad():
+            output = functional_call(conv, {"weight": weight}, (image[None],))
+        yield torch.autograd.grad(output, weight, at_output[None])[0].flatten(1)
 
 
 def _pieces(conv: nn.Conv2d, inputs: Tensor, gradient: Tensor, beside: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -8,7 +8,6 @@ no class stands out, nothing is unlearned.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,6 +35,7 @@ from nbtools.defender.shifts import (
 )
 from nbtools.defender.suspiciousness import Suspiciousness
 from nbtools.networks.above import INPUT, above, at
+from nbtools.networks.graph import duplicate
 from nbtools.networks.training import DivergedError, autocast
 
 
@@ -178,7 +178,7 @@ class ShiftUnlearning:
             DivergedError: where the model's answers, a loss or a weight are not finite.
         """
         check_inputs(model, clean)
-        before = copy.deepcopy(model).eval().requires_grad_(False)
+        before = duplicate(model).eval().requires_grad_(False)
         for place in self.places:  # refused before any work
             above(before, place, None if place == self.places[-1] else self.places[-1])
             if (maps := at(before, place, clean.subset(torch.zeros(1, dtype=torch.int64)))).ndim != 4:
@@ -193,14 +193,14 @@ class ShiftUnlearning:
             conv: pruned if not self.pruned or conv.startswith(self.pruned) else torch.zeros_like(pruned)
             for conv, pruned in self.prune.mask(parts).pruned.items()
         }
-        mask, twin = Mask(kept), copy.deepcopy(model).eval()
+        mask, twin = Mask(kept), duplicate(model).eval()
         apply(twin, mask)
         several = bool((clean.labels != clean.labels[0]).any())
         asked = [self._ask(before, place, clean, logits.shape[1]) for place in self.places if several]
         history, scores = _told(asked), self.prune.scores(parts)
         if not self.steps or not history or history[-1]["chance"] > self.level:
             return Repair(twin, mask, scores, history)
-        untuned = copy.deepcopy(twin)
+        untuned = duplicate(twin)
         history += self._unlearn(before, twin, mask, clean, asked, history[-1]["suspect"])
         check_learned(twin)
         return Repair(twin, mask, scores, history, untuned=untuned, tuned_steps=self.steps)

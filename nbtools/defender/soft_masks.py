@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nbtools.defender.pruning import Mask
+from nbtools.networks.graph import duplicate
 from nbtools.networks.units import Units, layers_of
 
 
@@ -25,7 +25,7 @@ class SoftMasks:
     """
 
     def __init__(self, model: nn.Module, units: Units, batch_statistics: bool = True) -> None:
-        self.model, self.units = copy.deepcopy(model).eval().requires_grad_(False), units
+        self.model, self.units = duplicate(model).eval().requires_grad_(False), units
         self.norms = [bn for _, _, bn in layers_of(self.model, units)]
         self.sizes = [unit.filters for unit in units]
         self.gamma = torch.cat([bn.weight.detach() for bn in self.norms])
@@ -63,13 +63,13 @@ class SoftMasks:
             return
         every = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
         for bn in every:
-            bn.train()
+            bn.training = True  # itself alone: an activation or a dropout in it stays as it is
             bn.track_running_stats = False  # the batch's statistics are used, the running ones stay as they are
         try:
             yield
         finally:
             for bn in every:
-                bn.eval()
+                bn.training = False
                 bn.track_running_stats = True
 
     def by_layer(self, values: Tensor) -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ class SoftMasks:
 @torch.no_grad()
 def shut(model: nn.Module, units: Units, pruned: Tensor) -> nn.Module:
     """A copy whose gamma is 0 where `pruned` `[filters]` is True; beta stays, as in the public code of ANP and RNP."""
-    twin = copy.deepcopy(model).eval()
+    twin = duplicate(model).eval()
     for (_, _, bn), part in zip(layers_of(twin, units), pruned.split([u.filters for u in units]), strict=True):
         bn.weight.masked_fill_(part, 0)
     return twin

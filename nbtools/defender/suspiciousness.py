@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +17,7 @@ from nbtools.defender.repair import FineTune, Repair, measured
 from nbtools.defender.saliency import SALIENCY_LOSSES
 from nbtools.defender.score import POWERS, check_powers, suspiciousness
 from nbtools.defender.validation import Validation
+from nbtools.networks.graph import duplicate
 from nbtools.networks.units import check_finite, prunable_units
 
 Mending = FineTune | LastStage | Renormalise
@@ -200,11 +200,11 @@ class RandomPruning:
 
 
 def _repair(model: nn.Module, clean: Images, scores: Scores, mask: Mask, fine_tune: Mending | None) -> Repair:
-    twin, before = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
+    twin, before = duplicate(model).eval(), duplicate(model).eval()
     apply(twin, mask)
     if fine_tune is None:
         return Repair(twin, mask, scores)
-    untuned = copy.deepcopy(twin)
+    untuned = duplicate(twin)
     history = fine_tune(twin, clean, mask, before)
     chosen = next((index for index, row in enumerate(history) if row["chosen"]), 0)  # the first is the pruned copy
     steps = history[chosen]["step"] if history else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from nbtools.data.images import Images
 from nbtools.defender.learning import accuracy
 from nbtools.defender.validation import Validation
+from nbtools.networks.graph import duplicate
 from nbtools.networks.units import Units, layers_of
 
 
@@ -45,7 +45,7 @@ def sweep(
     sizes = [unit.filters for unit in units]
     if values.shape != (sum(sizes),) or bool(values.isnan().any()):
         raise ValueError(f"values must be [{sum(sizes)}], one a filter and none NaN, got {list(values.shape)}")
-    twin = copy.deepcopy(model).eval()
+    twin = duplicate(model).eval()
     norms = [bn for _, _, bn in layers_of(twin, units)]
     rows: list[dict[str, float]] = []
     for threshold in sorted(thresholds):

@@ -34,7 +34,7 @@ def tac(model: nn.Module, images: Images, trigger: Trigger, batch_size: int = 25
     """
     if not len(images):
         raise ValueError("TAC is a mean over clean images; give at least one")
-    units = prunable_units(model)
+    units = prunable_units(model, to_floats(images.images[:1]))
     was_training = model.training
     model.eval()
     total = {u.conv: torch.zeros(u.filters, dtype=torch.float64, device=images.images.device) for u in units}

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
-
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Node, Tracer
+from torch.fx import Graph, Node
 
 from nbtools.data.images import Images
+from nbtools.networks.graph import UntraceableError, cut, shared, traced
 from nbtools.networks.units import prunable_units
 
 INPUT = ""
 """The place of the images themselves."""
 
 
-class _Tracer(Tracer):
-    """Keeps some modules whole, so that the output of each is a node of the graph."""
-
-    def __init__(self, whole: Set[str]) -> None:
-        super().__init__()
-        self.whole = whole
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self.whole or super().is_leaf_module(m, module_qualified_name)
-
-
-def above(model: nn.Module, place: str, until: str | None = None) -> GraphModule:
+def above(model: nn.Module, place: str, until: str | None = None) -> nn.Module:
     """A network from one place on, as a function of what the module there gives; it shares the model's weights.
 
     Args:
-        model: any model that torch.fx can trace.
+        model: any model that torch.fx can trace; from the images to the logits any model at all.
         place: a module's name, e.g. "layer3", through which everything flows that reaches the end; `INPUT` is the
             images.
         until: a module's name above `place`, whose output is the end; None is the logits.
@@ -51,17 +39,20 @@ def above(model: nn.Module, place: str, until: str | None = None) -> GraphModule
             parts = ", ".join(name for name, _ in model.named_children())
             raise ValueError(f"{type(model).__name__} has no {name!r}; its parts are {parts}")
     try:
-        nodes = list(_Tracer({place, until or INPUT} - {INPUT}).trace(model).nodes)
-    except Exception as error:
-        raise ValueError(f"torch.fx can't trace {type(model).__name__} ({error})") from error
-    cut = _once(model, nodes, place)
+        whole = traced(model, {place, until or INPUT} - {INPUT})
+    except UntraceableError:
+        if place == INPUT and until is None:
+            return shared(model)
+        raise
+    nodes = list(whole.graph.nodes)
+    start = _once(model, nodes, place)
     last = nodes[-1] if until is None else _once(model, nodes, until)
     graph = Graph()
-    new: dict[Node, Node] = {cut: graph.placeholder("x")}
-    rising, below = {cut}, set[Node]()  # what depends on the place, and what depends on the images without it
+    new: dict[Node, Node] = {start: graph.placeholder("x")}
+    rising, below = {start}, set[Node]()  # what depends on the place, and what depends on the images without it
     for node in nodes[: nodes.index(last) + 1]:
         sources = node.all_input_nodes
-        if node is cut:
+        if node is start:
             continue
         if any(source in rising for source in sources):
             if around := [source for source in sources if source in below]:
@@ -79,11 +70,7 @@ def above(model: nn.Module, place: str, until: str | None = None) -> GraphModule
         raise ValueError(f"{type(model).__name__}: {end} does not depend on {place or 'the input'}")
     if until is not None:
         graph.output(new[last])
-    rest = GraphModule(model, graph)
-    rest.graph.eliminate_dead_code()
-    rest.delete_all_unused_submodules()
-    rest.recompile()
-    return rest.eval()
+    return cut(whole, graph)
 
 
 def last_place(model: nn.Module, share: float = 0.25) -> str:
@@ -93,12 +80,17 @@ def last_place(model: nn.Module, share: float = 0.25) -> str:
     if what lies above it uses weights that are used below as well.
 
     Args:
-        model: any model that torch.fx can trace, in eval mode, with a convolution-BN pair.
+        model: any model in eval mode with a convolution-BN pair.
         share: in (0, 1].
 
     Returns:
-        Its name, "layer3.1" of a ResNet-18, which ends its third stage; `INPUT`, the images, where no module qualifies.
+        Its name, "layer3.1" of a ResNet-18, which ends its third stage; `INPUT`, the images, where no module qualifies
+        or torch.fx can't trace the model.
     """
+    try:
+        traced(model)
+    except UntraceableError:
+        return INPUT
     convs = [unit.conv for unit in prunable_units(model)]
     order = [name for name, module in model.named_modules() if name and not isinstance(module, nn.ModuleList)]
     for name in reversed(order):

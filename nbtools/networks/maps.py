@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from nbtools.networks.units import Unit, layers_of
+from nbtools.networks.units import Unit, behind_bn, layers_of
 
 
 @contextmanager
@@ -20,13 +20,14 @@ def watch(
         model: the model that is called inside the context.
         units: which units to watch.
         see: gets the convolution's name and float `[n, filters, h, w]`, detached.
-        after_relu: maps behind BN and ReLU (else behind BN alone). In a residual block the ReLU is applied to the
-            filter's own output here, before the shortcut is added.
+        after_relu: maps behind BN and ReLU, whatever the network's own activation (else behind BN alone). In a residual
+            block the ReLU is applied to the filter's own output here, before the shortcut is added. An activation that
+            the batch norm's class has inside is not seen.
     """
 
-    def hook(name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def look(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            maps = output.detach()
+    def hook(name: str) -> Callable[[nn.BatchNorm2d, tuple[Tensor, ...], Tensor], None]:
+        def look(bn: nn.BatchNorm2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            maps = behind_bn(bn, inputs[0], output).detach()
             see(name, maps.relu() if after_relu else maps)
 
         return look

@@ -1,14 +1,16 @@
-"""The convolution-BN pairs of any model's graph: the filters that can be pruned."""
+"""The convolution-BN pairs of any model: the filters that can be pruned."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import Node
+
+from nbtools.networks.flow import flow_of
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,14 @@ class Units:
 
     Args:
         pairs: the pairs, in the order in which the data flows.
-        without_bn: convolutions whose output no batch norm takes alone; these can't be pruned through BN.
+        without_bn: the other convolutions, mostly those whose output no batch norm takes alone; they can't be pruned
+            through BN.
+        how: "graph", read from torch.fx's graph, or "forward", from a forward pass.
     """
 
     pairs: tuple[Unit, ...]
     without_bn: tuple[str, ...]
+    how: str = "graph"
 
     def __iter__(self) -> Iterator[Unit]:
         return iter(self.pairs)
@@ -51,49 +56,48 @@ class Units:
         return len(self.pairs)
 
 
-def prunable_units(model: nn.Module) -> Units:
-    """The convolution-BN pairs of a model, read from its graph (torch.fx), never from the order of its modules.
+def prunable_units(model: nn.Module, example: Tensor | None = None) -> Units:
+    """The convolution-BN pairs of a model in eval mode, read from the data flow, never from the order of its modules.
 
-    A pair is a convolution whose output goes to one batch norm and nowhere else, and that batch norm has gamma, beta
-    and running statistics. In a pre-activation network a
-    block's second convolution is added to the shortcut first, so it has no batch norm of its own.
+    A pair is a convolution whose output goes to one batch norm and nowhere else; both are called once, the convolution
+    computes with its weights as they are, and the batch norm has gamma, beta and running statistics. Subclasses count,
+    a batch norm with an activation of its own among them. In a pre-activation network a block's second convolution is
+    added to the shortcut first, so it has no batch norm of its own.
+
+    The flow is torch.fx's graph. Where torch.fx can't trace the model, one forward pass of shapes (no numbers are
+    computed) tells it.
 
     Args:
-        model: any model that torch.fx can trace (no control flow that depends on values).
+        model: any model, in any mode (it is read in eval mode) and not changed.
+        example: images that the model takes, `[n, 3, h, w]`, for that forward pass; None tries the size that the model
+            says, and common ones.
 
     Returns:
         `Units`, pairs in the order of the data flow.
 
     Raises:
-        ValueError: where the graph can't be traced, or holds no such pair.
+        ValueError: where neither torch.fx nor a forward pass can follow the model, or it holds no such pair.
     """
-    tracer = torch.fx.Tracer()
-    try:
-        nodes = list(tracer.trace(model).nodes)
-    except Exception as error:
-        raise ValueError(
-            f"torch.fx can't trace {type(model).__name__} ({error}); its forward must not branch on values"
-        ) from error
-    modules = dict(model.named_modules())
+    flow = flow_of(model, example)
+    modules, calls = dict(model.named_modules()), Counter(flow.convs)
     pairs: list[Unit] = []
     alone: list[str] = []
-    for node in nodes:
-        conv = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(conv, nn.Conv2d):
-            continue
-        bn = _only_user(node)
-        norm = modules.get(str(bn.target)) if bn is not None and bn.op == "call_module" else None
-        if bn is not None and isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats:
-            kernel, around = (conv.kernel_size[0], conv.kernel_size[1]), _goes_around(node, bn, modules)
-            pairs.append(Unit(str(node.target), str(bn.target), conv.out_channels, kernel, around, not pairs))
-        else:
-            alone.append(str(node.target))
+    for number, name in enumerate(flow.convs):
+        conv, bn = modules[name], flow.norm_after.get(number, "")
+        norm = modules[bn] if bn and calls[name] == flow.norm_calls[bn] == 1 else None
+        assert isinstance(conv, nn.Conv2d)
+        usable = isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats
+        if usable and takes_weights_as_they_are(conv):
+            kernel = (conv.kernel_size[0], conv.kernel_size[1])
+            pairs.append(Unit(name, bn, conv.out_channels, kernel, number in flow.around, not pairs))
+        elif name not in alone:
+            alone.append(name)
     if not pairs:
         raise ValueError(
             f"{type(model).__name__} has no convolution that is followed by a batch norm "
             f"({len(alone)} convolutions without one); filters are pruned through their batch norm"
         )
-    return Units(tuple(pairs), tuple(alone))
+    return Units(tuple(pairs), tuple(alone), flow.how)
 
 
 def layers_of(model: nn.Module, units: Iterable[Unit]) -> list[tuple[Unit, nn.Conv2d, nn.BatchNorm2d]]:
@@ -106,23 +110,53 @@ def layers_of(model: nn.Module, units: Iterable[Unit]) -> list[tuple[Unit, nn.Co
     return found
 
 
+def is_plain(conv: nn.Conv2d) -> bool:
+    """Whether a convolution runs as PyTorch's own does; a subclass may pad or change its weights as it runs."""
+    own = type(conv)
+    return own.forward is nn.Conv2d.forward and own._conv_forward is nn.Conv2d._conv_forward
+
+
+@torch.no_grad()
+def takes_weights_as_they_are(conv: nn.Conv2d) -> bool:
+    """Whether a convolution answers an even image, away from its edges, with the sums of its weights.
+
+    One that standardises its weights first does not; on the device "meta" nobody can tell, and it is taken to do so.
+    """
+    if is_plain(conv) or conv.weight.is_meta:
+        return True
+    filters, per_group, *_ = conv.weight.shape
+    extents = [step * (size - 1) + 1 for step, size in zip(conv.dilation, conv.kernel_size, strict=True)]
+    values = torch.linspace(0.5, 1.5, conv.in_channels).to(conv.weight)
+    got = conv(values[None, :, None, None].expand(-1, -1, *(4 * extent for extent in extents)))
+    sums = conv.weight.sum((2, 3)).unflatten(0, (conv.groups, -1))
+    wanted = (sums @ values.view(conv.groups, per_group, 1)).view(filters)
+    wanted = wanted if conv.bias is None else wanted + conv.bias
+    middle = got[0, :, got.shape[2] // 2, got.shape[3] // 2]
+    return torch.allclose(middle, wanted, rtol=1e-3, atol=1e-4 * float(conv.weight.abs().sum((1, 2, 3)).max()))
+
+
 def bn_factor(bn: nn.BatchNorm2d) -> Tensor:
     """|gamma_i| / sqrt(var_i + eps), how a batch norm in eval mode scales its channels: float64 `[channels]`."""
     assert bn.running_var is not None, "a batch norm without running statistics has no fixed factor"
     return bn.weight.detach().double().abs() * (bn.running_var.double() + bn.eps).rsqrt()
 
 
-def _goes_around(conv: Node, bn: Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether the pair is added, as it is, to what another convolution makes of the same input."""
-    sums = (operator.add, operator.iadd, torch.add)
-    beside = [user for user in conv.all_input_nodes[0].users if user is not conv and user.op == "call_module"]
-    return any(user.op == "call_function" and user.target in sums for user in bn.users) and any(
-        isinstance(modules[str(user.target)], nn.Conv2d) for user in beside
-    )
+def behind_bn(bn: nn.BatchNorm2d, given: Tensor, output: Tensor) -> Tensor:
+    """The maps behind a batch norm, before the activation that its class may have inside.
+
+    Args:
+        bn: any batch norm; running statistics are not moved.
+        given: what it got, `[n, c, h, w]`.
+        output: what it gave.
+    """
+    return output if type(bn).forward is nn.BatchNorm2d.forward else normalised(bn, given)
 
 
-def _only_user(node: Node) -> Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
+def normalised(bn: nn.BatchNorm2d, given: Tensor) -> Tensor:
+    """What the batch norm alone makes of `[n, c, h, w]`, in its mode; running statistics are not moved."""
+    own = bn.training or bn.running_mean is None
+    mean, var = (None, None) if own else (bn.running_mean, bn.running_var)
+    return F.batch_norm(given, mean, var, bn.weight, bn.bias, own, 0.0, bn.eps)
 
 
 def check_finite(model: nn.Module) -> None:

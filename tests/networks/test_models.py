@@ -2,13 +2,11 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from flowing import pairs_of_a_forward_pass
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torchvision import models as zoo
 
 from nbtools.networks.architectures import (
@@ -23,48 +21,6 @@ from nbtools.networks.architectures import (
 )
 from nbtools.networks.units import check_finite, layers_of, prunable_units
 from nbtools.settings import STRIDES
-
-
-class Arguments(TorchDispatchMode):
-    """Keeps the tensors that every operation takes in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.taken: list[list[Any]] = []
-
-    def __torch_dispatch__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.taken.append(tree_leaves((args, kwargs)))
-        return func(*args, **(kwargs or {}))
-
-
-def pairs_of_a_forward_pass(model: nn.Module) -> tuple[list[tuple[str, str]], list[str]]:
-    """The reference: a batch norm's input IS a convolution's output, and no other operation takes that tensor."""
-    outputs: dict[str, Tensor] = {}
-    inputs: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
-        def hook(module: nn.Module, given: tuple[Tensor], output: Tensor) -> None:
-            if isinstance(module, nn.Conv2d):
-                outputs[name] = output
-            else:
-                inputs[name] = given[0]
-
-        return hook
-
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
-            module.register_forward_hook(keep(name))
-    with torch.no_grad(), Arguments() as operations:
-        model.eval()(torch.empty(1, 3, 64, 64, device="meta"))
-    pairs, alone = [], []
-    for conv, out in outputs.items():
-        takers = sum(any(each is out for each in taken) for taken in operations.taken)
-        norms = [bn for bn, given in inputs.items() if given is out]
-        if takers == 1 and norms:
-            pairs.append((conv, norms[0]))
-        else:
-            alone.append(conv)
-    return pairs, alone
 
 
 @pytest.mark.parametrize(
