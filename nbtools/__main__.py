@@ -123,7 +123,10 @@ _FILE = click.Path(path_type=Path)
     "--model", required=True, metavar="FILE", type=_FILE, help="Your checkpoint: safetensors or a state dict."
 )
 @click.option(
-    "--arch", required=True, metavar="NAME", help="resnet18, preact_resnet18, torchvision/resnet50 and others."
+    "--arch",
+    required=True,
+    metavar="NAME",
+    help="resnet18, ..., torchvision/NAME, timm/NAME or PACKAGE.MODULE:FUNCTION.",
 )
 @click.option("--images", required=True, metavar="FOLDER", type=_FILE, help="Clean images, a folder for each class.")
 @click.option(

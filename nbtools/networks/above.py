@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 
 from nbtools.data.images import Images
-from nbtools.networks.graph import UntraceableError, cut, shared, traced
+from nbtools.networks.graph import UntraceableError, cut, shared, trace
 from nbtools.networks.units import prunable_units
 
 INPUT = ""
@@ -39,11 +39,16 @@ def above(model: nn.Module, place: str, until: str | None = None) -> nn.Module:
             parts = ", ".join(name for name, _ in model.named_children())
             raise ValueError(f"{type(model).__name__} has no {name!r}; its parts are {parts}")
     try:
-        whole = traced(model, {place, until or INPUT} - {INPUT})
+        return _rest(shared(model), place, until)
     except UntraceableError:
         if place == INPUT and until is None:
             return shared(model)
         raise
+
+
+def _rest(model: nn.Module, place: str, until: str | None = None) -> GraphModule:
+    """`above` of a copy that nothing else is done with, but to be traced again."""
+    whole = trace(model, {place, until or INPUT} - {INPUT})
     nodes = list(whole.graph.nodes)
     start = _once(model, nodes, place)
     last = nodes[-1] if until is None else _once(model, nodes, until)
@@ -87,21 +92,22 @@ def last_place(model: nn.Module, share: float = 0.25) -> str:
         Its name, "layer3.1" of a ResNet-18, which ends its third stage; `INPUT`, the images, where no module qualifies
         or torch.fx can't trace the model.
     """
+    twin = shared(model)
     try:
-        traced(model)
+        trace(twin)
     except UntraceableError:
         return INPUT
     convs = [unit.conv for unit in prunable_units(model)]
     order = [name for name, module in model.named_modules() if name and not isinstance(module, nn.ModuleList)]
     for name in reversed(order):
         try:
-            rest = above(model, name)
+            rest = _rest(twin, name)
         except ValueError:  # there is a way around it, or it is called more than once
             continue
         there = {found for found, _ in rest.named_modules()}
         if sum(conv in there for conv in convs) < share * len(convs):
             continue
-        below = {id(weight) for weight in above(model, INPUT, until=name).parameters()}
+        below = {id(weight) for weight in _rest(twin, INPUT, until=name).parameters()}
         if not any(id(weight) in below for weight in rest.parameters()):
             return name
     return INPUT

@@ -48,9 +48,13 @@ def traced(model: nn.Module, whole: Set[str] = frozenset()) -> GraphModule:
     Raises:
         UntraceableError: where the forward branches on values or on shapes outside of modules without convolutions.
     """
-    twin = shared(model).eval()
+    return trace(shared(model).eval(), whole)
+
+
+def trace(model: nn.Module, whole: Set[str] = frozenset()) -> GraphModule:
+    """`traced` without the copy: a forward that keeps what it computes keeps nodes of the graph afterwards."""
     try:
-        return GraphModule(twin, _Tracer(whole).trace(twin)).eval()
+        return GraphModule(model, _Tracer(whole).trace(model)).eval()
     except Exception as error:
         raise UntraceableError(
             f"torch.fx can't trace {type(model).__name__} ({_first_line(error)}); its forward must not branch on values"

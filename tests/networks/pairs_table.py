@@ -1,6 +1,6 @@
 """The pairs found in all of torchvision's and many of timm's networks: data/results/pairs_of_networks.csv.
 
-`PYTHONPATH=.:tests python tests/networks/pairs_table.py OUT.csv` makes it.
+`PYTHONPATH=.:tests python tests/networks/pairs_table.py OUT.csv` makes it, or goes on with it.
 
 Each network is built without weights on the device "meta"; the reference is a forward pass with hooks at the network's
 own size. It takes a few minutes on one core, and timm, which no test needs: `pip install timm`.
@@ -34,22 +34,24 @@ for other layers in them (convolutions that pad as they run, attention among con
 COLUMNS = ("library", "version", "network", "pairs_by_hooks", "found", "missed", "extra", "how", "refused_why")
 
 
-def networks() -> Iterator[tuple[str, str, str, nn.Module, int]]:
-    """Library, version, name, the network and the side of its images."""
-    for name in torchvision.models.list_models(module=torchvision.models):
-        with torch.device("meta"):
-            model = torchvision.models.get_model(name)
-        if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
-            yield "torchvision", torchvision.__version__, name, model, 299 if name == "inception_v3" else 224
+def networks(done: set[tuple[str, str]]) -> Iterator[tuple[str, str, str, nn.Module, int]]:
+    """Library, version, name, the network and the side of its images, of those that are not done."""
     import timm  # type: ignore[import-not-found]
 
     for name in TIMM.split():
-        with torch.device("meta"):
-            model = timm.create_model(name, pretrained=False)
-        yield "timm", timm.__version__, name, model, model.default_cfg["input_size"][1]
+        if ("timm", name) not in done:
+            with torch.device("meta"):
+                model = timm.create_model(name, pretrained=False)
+            yield "timm", timm.__version__, name, model, model.default_cfg["input_size"][1]
+    for name in torchvision.models.list_models(module=torchvision.models):
+        if ("torchvision", name) not in done:
+            with torch.device("meta"):
+                model = torchvision.models.get_model(name)
+            if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+                yield "torchvision", torchvision.__version__, name, model, 299 if name == "inception_v3" else 224
 
 
-def row(model: nn.Module, side: int) -> list[object]:
+def measured(model: nn.Module, side: int) -> list[object]:
     """The columns from the fourth on."""
     try:
         units, why = prunable_units(model), ""
@@ -61,14 +63,13 @@ def row(model: nn.Module, side: int) -> list[object]:
 
 
 def main(out: Path) -> None:
-    """Write the table."""
+    """Write the table; one that is there is gone on with. Its rows are sorted at the end."""
     warnings.filterwarnings("ignore")
-    with out.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for library, version, name, model, side in networks():
-            writer.writerow([library, version.split("+")[0], name, *row(model, side)])
-            file.flush()
+    rows = list(csv.reader(out.open(newline="", encoding="utf-8")))[1:] if out.exists() else []
+    for library, version, name, model, side in networks({(row[0], row[2]) for row in rows}):
+        rows.append([library, version.split("+")[0], name, *map(str, measured(model, side))])
+        with out.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *sorted(rows)])
 
 
 if __name__ == "__main__":

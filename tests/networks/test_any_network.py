@@ -111,7 +111,7 @@ def test_exact_saliency_is_the_loss_of_the_pruned_network() -> None:
         for number in range(filters):
             pruned = pruned_copy(model, Mask({name: torch.arange(filters) == number}))
             without = F.cross_entropy(pruned(IMAGES.floats()).double(), IMAGES.labels)
-            assert float(found[name][number]) == pytest.approx(float(without - loss), abs=1e-6)
+            assert float(found[name][number]) == pytest.approx((without - loss).item(), abs=1e-6)
 
 
 def test_renormalising_gives_the_same_weights() -> None:
