@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nbtools.defend.kinds import HEAD_NAMES, KINDS, RESNET_NAMES, Kind, Normalised, Shapes
+from nbtools.defend.kinds import HEAD_NAMES, KINDS, RESNET_NAMES, Kind, Shapes
+from nbtools.networks.architectures import Normalising
 from nbtools.networks.cifar import CifarResNet, WideResNet
 
 FORMS = "torchvision/NAME, timm/NAME, PACKAGE.MODULE:FUNCTION"
@@ -89,8 +90,6 @@ def _built(arch: str) -> Kind:
     except Exception as error:  # whatever somebody's function raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"--arch {arch}: no network was built: {reason}") from error
-    if hasattr(one, "normalise"):
-        raise ValueError(f"--arch {arch}: its network has a part named normalise, which is the name of our own")
     shapes = {name: tuple(value.shape) for name, value in one.state_dict().items()}
     other = {name: tuple(value.shape) for name, value in two.state_dict().items()}
     heads = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight") and _rows(shapes, other, name)]
@@ -100,12 +99,10 @@ def _built(arch: str) -> Kind:
         raise ValueError(f"--arch {arch}: its network has no {'classifier' if convs else 'convolution'}")
 
     def build(given: Shapes, _strides: Sequence[int], classes: int) -> nn.Module:
-        model = builder(classes, aux=any("aux" in name.lower() for name in given))
-        own = type(model)
-        model.__class__ = type(own.__name__, (Normalised, own), {})
-        return model
+        return Normalising(builder(classes, aux=any("aux" in name.lower() for name in given)))
 
-    return Kind(build, convs[0], tuple(reversed(heads or linear)))
+    found = tuple(f"network.{name}" for name in reversed(heads or linear))
+    return Kind(build, f"network.{convs[0]}", found, ((r"^", "network."),))
 
 
 def _rows(one: Shapes, other: Shapes, name: str) -> bool:

@@ -15,7 +15,7 @@ from nbtools.networks.architectures import Normalise, PreActResNet18, ResNet18
 Shapes = Mapping[str, Sequence[int]]
 
 
-class Normalised(nn.Module):
+class _Normalised(nn.Module):
     """The first base of a torchvision model: its `normalise`, set when weights are fitted, comes before all else."""
 
     normalise: Normalise
@@ -24,19 +24,19 @@ class Normalised(nn.Module):
         return super().forward(self.normalise(x))
 
 
-class _ResNet(Normalised, resnet.ResNet):
+class _ResNet(_Normalised, resnet.ResNet):
     pass
 
 
-class _VGG(Normalised, vgg.VGG):
+class _VGG(_Normalised, vgg.VGG):
     pass
 
 
-class _MobileNetV2(Normalised, mobilenetv2.MobileNetV2):
+class _MobileNetV2(_Normalised, mobilenetv2.MobileNetV2):
     pass
 
 
-class _DenseNet(Normalised, densenet.DenseNet):
+class _DenseNet(_Normalised, densenet.DenseNet):
     pass
 
 

@@ -98,8 +98,8 @@ class ResNet34(ResNet18):
     blocks = (3, 4, 6, 3)
 
 
-class _Small(nn.Module):
-    """One of torchvision's networks in the form for small images, normalisation first."""
+class Normalising(nn.Module):
+    """Any network, `network`, with `normalise` before it."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -124,7 +124,9 @@ def vgg16_bn(num_classes: int = 10, width: int = 64, strides: Sequence[int] = ST
     features = vgg.make_layers(plan[:-1] if first > 1 else plan, batch_norm=True)
     features[0].stride = (first, first)  # type: ignore[assignment]
     _initialise(features)
-    return _Small(nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, num_classes)))
+    return Normalising(
+        nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, num_classes))
+    )
 
 
 def mobilenet_v2(num_classes: int = 10, width: int = 64, strides: Sequence[int] = STRIDES) -> nn.Module:
@@ -140,7 +142,7 @@ def mobilenet_v2(num_classes: int = 10, width: int = 64, strides: Sequence[int] 
     network = MobileNetV2(num_classes, width / 64, inverted_residual_setting=stages)
     first = strides[0] * strides[1]
     network.features[0][0].stride = (first, first)  # type: ignore[index]
-    return _Small(network)
+    return Normalising(network)
 
 
 def densenet(num_classes: int = 10, width: int = 64, strides: Sequence[int] = STRIDES) -> nn.Module:
@@ -157,7 +159,7 @@ def densenet(num_classes: int = 10, width: int = 64, strides: Sequence[int] = ST
     first = strides[0] * strides[1]
     network.features.conv0 = _conv3(3, 2 * growth, first)
     network.features.pool0 = nn.Identity()
-    return _Small(network)
+    return Normalising(network)
 
 
 class PreActBlock(nn.Module):
