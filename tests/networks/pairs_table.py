@@ -9,7 +9,8 @@ own size. It takes a few minutes on one core, and timm, which no test needs: `pi
 import csv
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,19 +35,26 @@ for other layers in them (convolutions that pad as they run, attention among con
 COLUMNS = ("library", "version", "network", "pairs_by_hooks", "found", "missed", "extra", "how", "refused_why")
 
 
+def empty(build: Callable[[], nn.Module]) -> nn.Module:
+    """A network on the device "meta"; one that computes its shapes with tensors is built with its weights first."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:
+        return build().to("meta")
+
+
 def networks(done: set[tuple[str, str]]) -> Iterator[tuple[str, str, str, nn.Module, int]]:
     """Library, version, name, the network and the side of its images, of those that are not done."""
     import timm  # type: ignore[import-not-found]
 
     for name in TIMM.split():
         if ("timm", name) not in done:
-            with torch.device("meta"):
-                model = timm.create_model(name, pretrained=False)
+            model = empty(partial(timm.create_model, name, pretrained=False))
             yield "timm", timm.__version__, name, model, model.default_cfg["input_size"][1]
     for name in torchvision.models.list_models(module=torchvision.models):
         if ("torchvision", name) not in done:
-            with torch.device("meta"):
-                model = torchvision.models.get_model(name)
+            model = empty(partial(torchvision.models.get_model, name))
             if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
                 yield "torchvision", torchvision.__version__, name, model, 299 if name == "inception_v3" else 224
 

@@ -1,6 +1,9 @@
 """Networks that others write: layers fused or subclassed, forwards that keep a tensor or that torch.fx can't trace."""
 
 import copy
+import csv
+from collections import Counter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -9,7 +12,7 @@ import torch.nn.functional as F
 from flowing import pairs_of_a_forward_pass
 from tiny import pictures
 from torch import Tensor, nn
-from torchvision.models import googlenet
+from torchvision.models import get_model, googlenet
 
 from nbtools.attacker.triggers import make_trigger
 from nbtools.defender import FMP, FTSAM, Epochs, FineTuning, Suspiciousness
@@ -317,6 +320,19 @@ class Auxiliary(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | Answers:
         return Answers(self.net(x), self.aux(x)) if self.training else self.net(x)
+
+
+def test_the_table_of_other_peoples_networks_is_what_is_found() -> None:
+    with (Path(__file__).parents[2] / "data" / "results" / "pairs_of_networks.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert all(row["found"] == row["pairs_by_hooks"] and row["missed"] == row["extra"] == "0" for row in rows)
+    libraries = Counter(row["library"] for row in rows)
+    assert libraries["torchvision"] == 58 and libraries["timm"] >= 40
+    for row in rows:
+        if row["network"] in ("mnasnet0_5", "resnet18"):
+            with torch.device("meta"):
+                units = prunable_units(get_model(row["network"]))
+            assert [str(len(units)), units.how] == [row["found"], row["how"]]
 
 
 def test_pairs_are_those_of_eval_mode_and_training_leaves_auxiliary_heads_alone() -> None:
