@@ -9,7 +9,9 @@ import json
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.serialization import safe_globals
+
+from nbtools.defend.beside import NotData, Reading
 
 PREFERRED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module")
 """Names under which training scripts put the weights; where a file holds several sets, the first of these is taken."""
@@ -139,22 +144,42 @@ def _load_safetensors(path: Path, data: bytes) -> tuple[dict[str, Tensor], dict[
 def _load_torch(path: Path, data: bytes) -> Any:
     if data.startswith(b"\x93NUMPY"):
         raise ValueError(f"{path} is a NumPy array; {ADVICE}")
+    reading = Reading()
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch's own doubts; what can't be read raises
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
+        with warnings.catch_warnings(action="ignore"), safe_globals(reading.names()):  # what can't be read raises
+            return reading.finished(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    except (pickle.UnpicklingError, NotData) as error:
+        if found := str(error) if isinstance(error, NotData) else _object_in(str(error)):
             raise ValueError(
-                f"{path} holds a Python object ({found[1]}): loading it could run code, so it was not "
+                f"{path} holds a Python object ({found}): loading it could run code, so it was not "
                 f"loaded. In your own code, {ADVICE}"
             ) from None
-        raise ValueError(f"{path} is no safetensors file and no torch file; {ADVICE}") from None
+        what = "no safetensors file and no torch file"
+        if zipfile.is_zipfile(io.BytesIO(data)):
+            what = "a torch file in a form that can't be read safely: saved with a pickle_protocol of its own, perhaps"
+        raise ValueError(f"{path} is {what}; {ADVICE}") from None
     except Exception as error:  # damaged bytes can make the reader raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} is no torch file that can be read ({reason}): damaged, cut off, a TorchScript archive, or of "
-            f"another kind; {ADVICE}"
-        ) from None
+        raise ValueError(f"{path} is no torch file that can be read: {_kind_of(data, error)}; {ADVICE}") from None
+
+
+def _object_in(message: str) -> str:
+    """The name of the object that torch refused, "" where it refused something else."""
+    found = re.search(r"GLOBAL (\S+)|but got <class '([\w.]+)'>", message)
+    return (found[1] or found[2]) if found else ""
+
+
+def _kind_of(data: bytes, error: Exception) -> str:
+    """What a file is that torch can't read, in our own words: torch's advise to load it without a check."""
+    names: list[str] = []
+    with suppress(zipfile.BadZipFile):
+        names = zipfile.ZipFile(io.BytesIO(data)).namelist()
+    if any(name.endswith(("/constants.pkl", "/data.pkl")) and "/code/" in "".join(names) for name in names):
+        return "it is a TorchScript archive"
+    if any(name.endswith(".npy") for name in names):
+        return "it is an archive of NumPy arrays"
+    if names and not any(name.endswith("/data.pkl") for name in names):
+        return "it is an archive without a torch.save in it"
+    return f"it is damaged, cut off, or of another kind ({type(error).__name__})"
 
 
 def _choose(path: Path, content: Any, key: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -184,11 +209,11 @@ def _said(names: list[str]) -> str:
 
 
 def _places(content: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Every mapping in the file that holds a convolution's weight under a name; an optimiser's are under numbers."""
+    """Every mapping in the file that holds a convolution's weight by its name; images, too, have four dimensions."""
     if not isinstance(content, dict) or len(place) > DEPTH:
         return
     named = [(name, value) for name, value in content.items() if isinstance(name, str)]
-    if any(isinstance(value, Tensor) and value.ndim == 4 for _, value in named):
+    if any(isinstance(value, Tensor) and value.ndim == 4 and "weight" in name for name, value in named):
         yield place
         return
     for name, value in named:
