@@ -44,6 +44,7 @@ class Checkpoint:
         sha256: of the file.
         size: of the file, in bytes.
         metadata: of a safetensors file.
+        inside: what stands before the names of the network that is meant, in the weights, where there are several.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Checkpoint:
     sha256: str
     size: int
     metadata: dict[str, str] | None = field(default=None)
+    inside: str = ""
 
     @property
     def state(self) -> Mapping[str, Any]:
@@ -128,8 +130,8 @@ def read(path: Path, key: str | None = None) -> Checkpoint:
         kind, content, metadata = "safetensors", *_load_safetensors(path, data)
     else:
         kind, content = "torch", _load_torch(path, data)
-    place, others = _choose(path, content, key)
-    return Checkpoint(kind, content, place, others, hashlib.sha256(data).hexdigest(), len(data), metadata)
+    place, others, inside = _choose(path, content, key)
+    return Checkpoint(kind, content, place, others, hashlib.sha256(data).hexdigest(), len(data), metadata, inside)
 
 
 def _load_safetensors(path: Path, data: bytes) -> tuple[dict[str, Tensor], dict[str, str] | None]:
@@ -182,8 +184,8 @@ def _kind_of(data: bytes, error: Exception) -> str:
     return f"it is damaged, cut off, or of another kind ({type(error).__name__})"
 
 
-def _choose(path: Path, content: Any, key: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Where the weights lie, and where further sets lie."""
+def _choose(path: Path, content: Any, key: str | None) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """Where the weights lie, where further sets lie, and what is left of the key for the names of the weights."""
     places = list(_places(content))
     if not places:
         what = f"a {type(content).__name__}"
@@ -191,17 +193,28 @@ def _choose(path: Path, content: Any, key: str | None) -> tuple[tuple[str, ...],
             what += f" with {', '.join(map(str, list(content)[:5])) or 'nothing in it'}"
         raise ValueError(f"{path} holds no weights of convolutions, it is {what}; {ADVICE}")
     names = [".".join(place) for place in places]
+    inside = ""
     if key is not None:
-        if key not in names:
+        tails = {name: key.removeprefix(name).removeprefix(".") for name in names if _within(key, name)}
+        held = [name for name, tail in tails.items() if not tail or _has(_at(content, places[names.index(name)]), tail)]
+        if not held:
             raise ValueError(
                 f"{path} has no weights under --key {key!r}; it has them {_said(names)}"
                 + ("; leave --key out" if names == [""] else "")
             )
-        chosen = names.index(key)
+        chosen, inside = names.index(held[0]), tails[held[0]]
     else:
         ranks = [PREFERRED.index(p[-1]) if p and p[-1] in PREFERRED else len(PREFERRED) for p in places]
         chosen = ranks.index(min(ranks))
-    return places[chosen], tuple(name for index, name in enumerate(names) if index != chosen)
+    return places[chosen], tuple(name for index, name in enumerate(names) if index != chosen), inside
+
+
+def _within(key: str, name: str) -> bool:
+    return not name or f"{key}.".startswith(f"{name}.")
+
+
+def _has(state: Mapping[str, Any], prefix: str) -> bool:
+    return any(isinstance(name, str) and name.startswith(f"{prefix}.") for name in state)
 
 
 def _said(names: list[str]) -> str:

@@ -57,7 +57,7 @@ def prepare(request: Request, say: Callable[[str], None] = lambda _: None) -> Jo
             f"{request.model.name} is a {checkpoint.kind} file and the repaired one will be too; end --out in "
             f"{ENDINGS[checkpoint.kind][0]}, not {request.out.suffix}"
         )
-    fitted = fit(checkpoint.state, request.arch, request.strides, request.mean, request.std)
+    fitted = fit(checkpoint.state, request.arch, request.strides, request.mean, request.std, checkpoint.inside)
     folder = read_folder(request.images, fitted.num_classes, request.size)
     device = torch.device(request.device) if request.device else default_device()
     fitted.model.to(device)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from nbtools.defend.architecture import OWN, check_arch, kind_of
 from nbtools.defend.kinds import KINDS, Shapes
-from nbtools.defend.names import NAMED, plain_names, prefix_note, unwrapped
+from nbtools.defend.names import find, first
 from nbtools.networks.architectures import MEAN, STD, Normalise
 from nbtools.settings import STRIDES
 
@@ -29,6 +30,7 @@ class Fitted:
     Args:
         model: float32, in eval mode, takes images in [0, 1].
         names: the model's name of a tensor to the file's.
+        shown: the same without wrappers and prefix: the name that was matched with the architecture's.
         arch: the architecture's name.
         width: channels of the first convolution.
         num_classes: the classifier's outputs.
@@ -41,6 +43,7 @@ class Fitted:
 
     model: nn.Module
     names: dict[str, str]
+    shown: dict[str, str]
     arch: str
     width: int
     num_classes: int
@@ -56,8 +59,8 @@ class Fitted:
         return self.names[f"{module}.weight"].removesuffix(".weight")
 
     def short_name(self, module: str) -> str:
-        """The same without the wrappers' prefixes: the name that was matched with the architecture's."""
-        return unwrapped(self.names[f"{module}.weight"]).removesuffix(".weight")
+        """The same without what wrappers and the owner put before it."""
+        return self.shown[f"{module}.weight"].removesuffix(".weight")
 
 
 def fit(
@@ -66,6 +69,7 @@ def fit(
     strides: Sequence[int] | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    key: str = "",
 ) -> Fitted:
     """The model that the file's names and shapes describe, with the file's weights.
 
@@ -74,38 +78,39 @@ def fit(
         arch: as in `nbtools.defend.architecture.kind_of`.
         strides: of the stem and the four stages; None is (1, 1, 2, 2, 2), or what `EARLY_STRIDES` says.
         mean, std: of the normalisation; None takes the file's own, or CIFAR-10's.
+        key: what stands before the names of the network that is meant, where there are several: "teacher".
 
     Raises:
         ValueError: where the file doesn't fit; it names the first keys that don't, and an architecture that does fit.
     """
     check_arch(arch, strides)
-    plain, own = plain_names({name: value for name, value in state.items() if isinstance(value, Tensor)})
-    shapes = {name: tuple(state[key].shape) for name, key in plain.items()}
-    early = strides is None and kind_of(arch).strided and any(EARLY.search(name) for name in shapes)
-    taken = tuple(strides or (EARLY_STRIDES if early else STRIDES))
+    kind = kind_of(arch)
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     try:
-        model, renamed = _match(shapes, arch, taken)
+        network = find(tensors, kind, partial(_match, arch=arch, strides=strides), key)
     except ValueError as error:
-        fitting = [other for other in (*KINDS, *OWN) if other != arch and _matches(shapes, other)]
+        fitting = [other for other in (*KINDS, *OWN) if other != arch and _matches(tensors, other, key)]
         advice = f". It fits --arch {' or '.join(fitting)}" if fitting else ""
         raise ValueError(f"{error}{advice}") from None
-    names = {ours: plain[theirs] for ours, theirs in renamed.items()}
+    model, shown, taken = network.matched
+    names = {ours: network.keys[theirs] for ours, theirs in shown.items()}
     dtypes = _dtypes({ours: state[key] for ours, key in names.items()}, names)
-    normalise, source, doubt = _normalisation(own, mean, std)
-    notes = [prefix_note(plain), source]
-    if early:
+    normalise, source, doubt = _normalisation(network.statistics, mean, std)
+    notes = [*network.notes, source]
+    if strides is None and taken == EARLY_STRIDES:
         notes.append(f"The first stage has a shortcut of its own, so the strides were taken to be {EARLY_STRIDES}.")
-    elif strides is None and kind_of(arch).strided:
+    elif strides is None and kind.strided:
         notes.append(f"No shape tells the strides; they were taken to be {STRIDES}.")
     if dtypes != ("float32",):
         notes.append(f"The weights are {' and '.join(dtypes)}: computed with in float32, written back as they came.")
     _load(model, {ours: state[key] for ours, key in names.items()}, normalise)
-    kind, stem = kind_of(arch), state[names[f"{kind_of(arch).stem}.weight"]]
+    stem = state[names[f"{kind.stem}.weight"]]
     if arch.startswith("torchvision/resnet") and stem.shape[2] == 3:
         notes.append("The 3x3 stem was taken to have stride 1 and no max-pooling behind it.")
     return Fitted(
         model=model,
         names=names,
+        shown=shown,
         arch=arch,
         width=len(stem),
         num_classes=_classes({ours: tuple(state[key].shape) for ours, key in names.items()}, arch),
@@ -114,53 +119,54 @@ def fit(
         std=tuple(round(float(value), 6) for value in normalise.std.flatten()),
         dtypes=dtypes,
         notes=tuple(note for note in notes if note),
-        warnings=(doubt,) if doubt else (),
+        warnings=(*network.doubts, *([doubt] if doubt else [])),
     )
 
 
 def _classes(shapes: Shapes, arch: str) -> int:
     """Rows of the classifier."""
-    weights = [shapes[f"{head}.weight"] for head in kind_of(arch).heads if f"{head}.weight" in shapes]
+    kind = kind_of(arch)
+    weights = [shapes[f"{head}.weight"] for head in kind.heads if f"{head}.weight" in shapes]
     if not weights:
         raise ValueError(
-            f"The file does not fit {arch}: it has no classifier ({' or '.join(kind_of(arch).heads)}), which tells the "
-            f"number of classes; its names begin {_first(list(shapes))} and end {', '.join(list(shapes)[-2:])}"
+            f"The file does not fit {arch}: it has no classifier ({' or '.join(kind.heads)}), which tells the "
+            f"number of classes; its names begin {first(list(shapes))} and end {', '.join(list(shapes)[-2:])}"
         )
     return weights[0][0]
 
 
-def _match(plain: Shapes, arch: str, strides: Sequence[int]) -> tuple[nn.Module, dict[str, str]]:
-    """An empty model that the shapes fit, and its names to the plain names.
+def _match(
+    plain: Shapes, arch: str, strides: Sequence[int] | None
+) -> tuple[nn.Module, dict[str, str], tuple[int, ...]]:
+    """An empty model that the shapes fit, its names to the plain names, and its strides.
 
     Raises:
         ValueError: where they don't.
     """
     kind = kind_of(arch)
+    early = strides is None and kind.strided and any(EARLY.search(name) for name in plain)
+    taken = tuple(strides or (EARLY_STRIDES if early else STRIDES))
     renamed: dict[str, str] = {}
     for name in plain:
-        ours = name
-        for pattern, instead in kind.renames:
-            ours = re.sub(pattern, instead, ours)
+        ours = kind.our_name(name)
         if ours in renamed:
             raise ValueError(f"The file does not fit {arch}: {renamed[ours]} and {name} would both be {ours}")
         renamed[ours] = name
     shapes = {ours: plain[name] for ours, name in renamed.items()}
     stem = shapes.get(f"{kind.stem}.weight", ())
     if len(stem) != 4:
-        raise ValueError(
-            f"The file does not fit {arch}: it has no {kind.stem}.weight; its names: {_first(list(plain))}"
-        )
+        raise ValueError(f"The file does not fit {arch}: it has no {kind.stem}.weight; its names: {first(list(plain))}")
     if stem[1] % 3:  # some stems take the pixels of a square as channels
         raise ValueError(f"The model takes images of {stem[1]} channels, and only models of colour images are repaired")
     classes = _classes(shapes, arch)
     with torch.device("meta"):  # shapes alone: no memory, no drawing of weights
-        model = kind.build(shapes, strides, classes)
+        model = kind.build(shapes, taken, classes)
     wanted = {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.startswith("normalise.")}
     missing = [name for name in wanted if name not in shapes and not name.endswith("num_batches_tracked")]
     unexpected = [renamed[name] for name in shapes if name not in wanted]
     wrong = [f"{renamed[n]} {list(shapes[n])}, not {list(s)}" for n, s in wanted.items() if shapes.get(n, s) != s]
     parts = [
-        f"{len(names)} {what} ({_first(names)})"
+        f"{len(names)} {what} ({first(names)})"
         for names, what in ((missing, "missing"), (unexpected, "unexpected"), (wrong, "of another shape"))
         if names
     ]
@@ -168,18 +174,13 @@ def _match(plain: Shapes, arch: str, strides: Sequence[int]) -> tuple[nn.Module,
         large = kind.strided and stem[2] == 7
         why = ". A 7x7 stem is ImageNet's; this architecture has the 3x3 stem of small images" if large else ""
         raise ValueError(f"The file does not fit {arch}: {'; '.join(parts)}{why}")
-    return model, renamed
+    return model, {name: renamed[name] for name in wanted if name in renamed}, taken
 
 
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
-
-
-def _matches(shapes: Shapes, arch: str) -> bool:
-    for strides in (STRIDES, EARLY_STRIDES) if kind_of(arch).strided else (STRIDES,):
-        with suppress(ValueError):
-            _match(shapes, arch, strides)
-            return True
+def _matches(tensors: Mapping[str, Tensor], arch: str, key: str) -> bool:
+    with suppress(ValueError):
+        find(tensors, kind_of(arch), partial(_match, arch=arch, strides=None), key)
+        return True
     return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,12 @@ class Kind:
     heads: tuple[str, ...]
     renames: tuple[tuple[str, str], ...] = ()
     strided: bool = False
+
+    def our_name(self, name: str) -> str:
+        """What a tensor that others call so is called here."""
+        for pattern, instead in self.renames:
+            name = re.sub(pattern, instead, name)
+        return name
 
 
 def _preact(shapes: Shapes, strides: Sequence[int], classes: int) -> nn.Module:

@@ -1,14 +1,23 @@
 """What a layer is called: as its file calls it, without what wrappers put before it."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from nbtools.defend import options
+from nbtools.defend.checkpoint import read
 from nbtools.defend.fitting import fit
 from nbtools.defend.kinds import KINDS
 from nbtools.defend.names import unwrapped
 from nbtools.defender.choices import DEFENCES
+from nbtools.networks.architectures import ResNet18
 from nbtools.networks.units import prunable_units
+
+PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 WRAPPED = ("", "module.", "model.0.", "_orig_mod.", "module._orig_mod.backbone.", "1.")
 
@@ -35,18 +44,112 @@ def test_a_layer_is_called_as_the_file_calls_it_without_its_wrappers(arch: str, 
     ("key", "name"),
     [
         ("layer1.0.conv1.weight", "layer1.0.conv1.weight"),
-        ("features.0.0.weight", "features.0.0.weight"),
-        ("features.denseblock1.denselayer1.conv1.weight", "features.denseblock1.denselayer1.conv1.weight"),
-        ("model.0.layer1.0.conv1.weight", "layer1.0.conv1.weight"),
         ("module.features.10.weight", "features.10.weight"),
-        ("mynet.conv1.weight", "mynet.conv1.weight"),
-        ("conv1.module.weight", "conv1.module.weight"),
-        ("10.conv1.weight", "conv1.weight"),
+        ("module._orig_mod.conv1.weight", "conv1.weight"),
+        ("layer1._orig_mod.0.conv1.weight", "layer1.0.conv1.weight"),
+        ("layer1.0._checkpoint_wrapped_module.conv1.module.weight", "layer1.0.conv1.weight"),
+        ("mymodule.conv1.weight", "mymodule.conv1.weight"),
         ("", ""),
     ],
 )
-def test_only_what_stands_before_a_name_is_a_prefix(key: str, name: str) -> None:
+def test_wrappers_are_left_out_wherever_they_stand(key: str, name: str) -> None:
     assert unwrapped(key) == name and unwrapped(name) == name
+
+
+STATE = {name: value for name, value in ResNet18(10, 16).state_dict().items() if not name.startswith("normalise.")}
+OTHER = {name: value + 1 for name, value in STATE.items()}
+
+
+def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def replaced(pattern: str, instead: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {re.sub(pattern, instead, name): value for name, value in state.items()}
+
+
+HEAD_OUTSIDE = {("" if name.startswith("fc") else "trunk.") + name: value for name, value in STATE.items()}
+ONE_VALUE = {"n_averaged": torch.tensor(3), "step": torch.tensor(1)}
+FOUND: list[tuple[dict[str, Tensor], str]] = [
+    (under("resnet.", STATE), ""),
+    (under("a.b_c.0.", STATE), ""),
+    (under("model.module.", STATE), ""),
+    (under("module.1.", STATE) | {"module.0.mean": torch.zeros(3), "module.0.std": torch.ones(3)}, ""),
+    (replaced(r"^layer1\.", "layer1._orig_mod.", STATE), ""),
+    (replaced(r"^(layer[124])\.", r"\1._orig_mod.", STATE), ""),
+    (replaced(r"^layer2\.1\.", "layer2.1.module.", under("_orig_mod.", STATE)), ""),
+    (replaced(r"^fc\.", "head.fc.", HEAD_OUTSIDE), ""),
+    (HEAD_OUTSIDE | {"criterion.weight": torch.ones(10)}, ""),
+    (STATE | {"criterion.weight": torch.ones(10), "train_acc.tp": torch.zeros(10)}, ""),
+    (under("model.", STATE) | {"criterion.weight": torch.ones(10)}, ""),
+    (under("model.", STATE) | {"class_weights": torch.ones(10), "loss.net.conv1.weight": torch.ones(4, 3, 3, 3)}, ""),
+    (under("module.", STATE) | ONE_VALUE, ""),
+    (STATE | under("ema_model.", OTHER), ""),
+    (under("ema.", OTHER) | under("model.", STATE), ""),
+    (under("student.", OTHER) | under("teacher.", STATE), "teacher"),
+    (under("model.", OTHER) | under("model_ema.module.", STATE), "model_ema.module"),
+]
+
+
+@pytest.mark.parametrize(("state", "key"), FOUND)
+def test_the_network_is_found_under_whatever_name_its_owner_keeps_it(state: dict[str, Tensor], key: str) -> None:
+    fitted = fit(state, "resnet18", key=key)
+    loaded = fitted.model.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in STATE.items())
+    assert all(torch.equal(state[fitted.names[name]], value) for name, value in STATE.items())
+    assert fitted.short_name("layer1.0.conv1") == "layer1.0.conv1"
+
+
+@pytest.mark.parametrize("arch", ["torchvision/mobilenet_v2", "torchvision/densenet121", "torchvision/vgg16_bn"])
+def test_other_networks_are_found_alike(arch: str) -> None:
+    with torch.device("meta"):
+        state = KINDS[arch].build({"classifier.weight": (10, 512)}, (1, 1, 2, 2, 2), 10).state_dict()
+    for wrapped in (under("net.cnn.", state), under("x.", state) | {"loss.weight": torch.ones(3)}):
+        assert set(fit(wrapped, arch).names) >= {name for name in state if not name.endswith("num_batches_tracked")}
+    outside = {name if name.startswith("classifier") else f"trunk.{name}": value for name, value in state.items()}
+    assert len(fit(outside, arch).names) == len(state)
+
+
+def test_what_lies_beside_the_network_is_said() -> None:
+    measured = fit(under("model.", STATE) | {"criterion.weight": torch.ones(10)}, "resnet18", **PLAIN)
+    assert measured.notes[:2] == (
+        "Names were read without 'model.' before them.",
+        "Left as they are, beside the network: criterion.weight.",
+    )
+    assert measured.warnings == ()
+    more = fit(under("model.", STATE) | {"neck.weight": torch.ones(3, 3)}, "resnet18", **PLAIN)
+    assert "1 tensors beside the network were left as they are (neck.weight)" in more.warnings[0]
+    copies = fit(STATE | under("ema_model.", OTHER), "resnet18", **PLAIN)
+    assert copies.warnings == ("The weights under ema_model were left as they are: still to be suspected.",)
+    compiled = fit(replaced(r"^layer1\.", "layer1._orig_mod.", STATE), "resnet18", **PLAIN)
+    assert compiled.notes[0] == "Names were read without '_orig_mod.' in them."
+
+
+@pytest.mark.parametrize(
+    ("state", "key", "said"),
+    [
+        (under("student.", OTHER) | under("teacher.", STATE), "", "2 networks, under .*student.* name one with --key"),
+        (under("student.", OTHER) | under("teacher.", STATE), "pupil", "no network .* under --key 'pupil', but under"),
+        (STATE | {"neck.weight": torch.ones(3)}, "", r"1 unexpected \(neck.weight\)"),
+        (HEAD_OUTSIDE | {"neck.weight": torch.ones(3)}, "", r"1 unexpected \(neck.weight\)"),
+        ({name: value for name, value in under("a.", STATE).items() if "fc" not in name}, "", "no classifier"),
+        (STATE | {"module.bn1.bias": STATE["bn1.bias"]}, "", "the same layer once their prefixes are gone"),
+    ],
+)
+def test_what_can_not_be_told_apart_is_refused(state: dict[str, Tensor], key: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        fit(state, "resnet18", key=key)
+
+
+def test_a_network_among_several_in_a_file_is_named_by_the_key(tmp_path: Path) -> None:
+    both = under("student.", OTHER) | under("teacher.", STATE)
+    for nested, key in (({"state_dict": both, "epoch": 3}, "state_dict.teacher"), (both, "teacher")):
+        torch.save(nested, tmp_path / "a.pt")
+        checkpoint = read(tmp_path / "a.pt", key)
+        assert checkpoint.inside == "teacher"
+        assert torch.equal(fit(checkpoint.state, "resnet18", key=checkpoint.inside).model.fc.bias, STATE["fc.bias"])
+        with pytest.raises(ValueError, match="no weights under --key 'pupil'"):
+            read(tmp_path / "a.pt", "pupil")
 
 
 def test_the_defences_that_are_refused_without_torch_are_all_that_there_are() -> None:
