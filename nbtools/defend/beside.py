@@ -29,7 +29,7 @@ CLASSES: tuple[type, ...] = (
     datetime.timezone,
     argparse.Namespace,
     types.SimpleNamespace,
-    *(frozenset, range, slice, bool, int, float, str, bytes, list, dict, tuple),
+    *(frozenset, slice, bool, int, float, str, list, dict, tuple),
 )
 """Python's own, which make nothing but what they are; the last of them stand in files as the type of something."""
 NUMBERS = ("bool", "bool_", "intc", "uintc", "longlong", "ulonglong", "longdouble", "clongdouble", "str_", "bytes_")
@@ -40,6 +40,10 @@ SIMPLE = re.compile(r"([biufcSUVOMm])(\d*)")
 """How NumPy writes a type: its kind and its bytes (characters, of a text)."""
 CORES = ("numpy.core", "numpy._core")
 """Where the functions lie that NumPy 1 and NumPy 2 name in a pickle."""
+
+
+LONGEST = 10**7
+"""So long a range is data; what a file makes of a longer one might never end."""
 
 
 class NotData(ValueError):
@@ -92,6 +96,19 @@ class Array:
         self.state = state
 
 
+def _bytes(content: bytes = b"") -> bytes:
+    """As NumPy writes the content of an empty array; a number here would be a length."""
+    if not isinstance(content, bytes):
+        raise NotData("bytes that are none")
+    return content
+
+
+def _range(*ends: int) -> range:
+    if max(map(abs, ends), default=0) > LONGEST:
+        raise NotData("a range too long to be data")
+    return range(*ends)
+
+
 def _empty(kind: object, _shape: object, _type: object) -> Array:
     if kind is not Array:
         raise NotData("a kind of NumPy array that is none of the plain ones")
@@ -131,23 +148,27 @@ class Reading:
 
     def __init__(self) -> None:
         self._kinds: dict[int, tuple[Any, Callable[[Any], Any]]] = {}
-        self._done: dict[int, Any] = {}
+        self._done: dict[int, tuple[Any, Any]] = {}  # with the thing itself, so that no other one gets its number
+        self._paths = {name: partial(_path, name) for name in PATHS}
+        own: dict[Any, Any] = {Type: np.dtype, Array: np.ndarray, _bytes: bytes, _range: range}
+        own |= {self._default: collections.defaultdict, self._queue: collections.deque}
+        self._meant = own | {made: getattr(pathlib, name) for name, made in self._paths.items()}
 
     def names(self) -> list[tuple[Callable[..., Any], str]]:
         """Each function with the name under which a pickle calls it, for `torch.serialization.safe_globals`."""
         own: dict[str, Any] = {"collections.defaultdict": self._default, "collections.deque": self._queue}
         own |= {f"{kind.__module__}.{kind.__name__}": kind for kind in CLASSES}
         own |= {f"numpy.{name}": getattr(np, name) for name in NUMBERS if hasattr(np, name)}
-        own |= {"numpy.dtype": Type, "numpy.ndarray": Array}
+        own |= {"numpy.dtype": Type, "numpy.ndarray": Array, "builtins.bytes": _bytes, "builtins.range": _range}
         for core in CORES:
             own |= {f"{core}.multiarray.scalar": _scalar, f"{core}.multiarray._reconstruct": _empty}
-        for name in PATHS:
-            own |= dict.fromkeys((f"pathlib.{name}", f"pathlib._local.{name}"), partial(_path, name))
+        for name, path in self._paths.items():
+            own |= dict.fromkeys((f"pathlib.{name}", f"pathlib._local.{name}"), path)
         return [(function, name) for name, function in own.items()]
 
     def _default(self, factory: Any = None) -> dict[Any, Any]:
         plain: dict[Any, Any] = {}
-        self._kinds[id(plain)] = plain, partial(collections.defaultdict, factory)
+        self._kinds[id(plain)] = plain, lambda filled: collections.defaultdict(self.finished(factory), filled)
         return plain
 
     def _queue(self, items: tuple[Any, ...] = (), most: int | None = None) -> list[Any]:
@@ -157,15 +178,19 @@ class Reading:
 
     def finished(self, value: Any) -> Any:
         """A value with all that it holds made what it is; dicts, lists and namespaces in place."""
+        if callable(value):  # the name itself, as the type of something
+            if value in (_scalar, _empty):
+                raise NotData("a function of NumPy's")
+            return self._meant.get(value, value)
         if isinstance(value, tuple) and type(value) is tuple:
             parts = tuple(map(self.finished, value))
             return value if all(new is old for new, old in zip(parts, value, strict=True)) else parts
         if not isinstance(value, dict | list | argparse.Namespace | types.SimpleNamespace | Array | Type):
             return value
         if id(value) not in self._done:
-            self._done[id(value)] = value  # a thing may hold itself
-            self._done[id(value)] = self._finish(value)
-        return self._done[id(value)]
+            self._done[id(value)] = value, value  # a thing may hold itself
+            self._done[id(value)] = value, self._finish(value)
+        return self._done[id(value)][1]
 
     def _finish(self, value: Any) -> Any:
         if isinstance(value, Type):

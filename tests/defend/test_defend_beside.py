@@ -80,6 +80,8 @@ RECORDS = np.array([(1, 2.5, "ab")], dtype=[("a", "i4"), ("b", "<f8"), ("c", "U2
         np.array([[{}, np.arange(2), None], ["a", (np.float32(1),), 2]], object),
         (1, (np.arange(2), {"a": np.arange(3)}), [np.str_("hello"), np.bytes_(b"x"), np.bool_(True)]),
         [float, np.float32, np.int64, range(3), slice(1, 2), b"", ()],
+        [np.dtype, np.ndarray, bytes, range, pathlib.Path, collections.deque],
+        collections.defaultdict(collections.deque, a=collections.deque([1])),
         [torch.float16, torch.device("cpu"), torch.Size([1])],
         {np.int64(3), 1.5, frozenset([2])},
         argparse.Namespace(lr=np.float32(0.1), folder=pathlib.Path("a/b"), kept=[np.arange(3)]),
@@ -195,7 +197,7 @@ def test_what_is_no_data_is_refused_without_the_advice_to_load_it_unsafely(
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:
-    from nbtools.defend.beside import _empty, _of_bytes
+    from nbtools.defend.beside import _bytes, _empty, _of_bytes, _range
 
     for shape, raw in (((3,), b"ab"), ((-1,), b"a"), ((10**12,), b"a"), ((1,), [1])):
         with pytest.raises(NotData, match="does not fit its bytes"):
@@ -206,6 +208,10 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         _empty(np.matrix, (0,), b"b")
     with pytest.raises(NotData, match="the NumPy type 'T'"):
         Type("T")
+    with pytest.raises(NotData, match="range too long"):
+        _range(0, 10**12)
+    with pytest.raises(NotData, match="bytes that are none"):
+        _bytes(7)  # type: ignore[arg-type]
 
 
 def test_reading_leaves_torchs_own_list_of_names_as_it_was(tmp_path: Path) -> None:
