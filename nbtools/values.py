@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,6 +45,15 @@ def said(wanted: Any) -> str:
     if origin is not None:
         return str(wanted)
     return "None" if wanted is type(None) else str(getattr(wanted, "__name__", wanted))
+
+
+def infinite(value: Any) -> bool:
+    """Whether a value is no finite number, written as one or spelled (inf, nan), or holds such."""
+    if isinstance(value, dict | list | tuple | set):
+        return any(map(infinite, value))
+    if isinstance(value, str):
+        return any(word.lower() in ("inf", "infinity", "nan") for word in re.findall(r"\w+", value))
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def options_of(wanted: Any) -> tuple[Any, ...]:
@@ -174,9 +184,9 @@ class Range:
     whole: bool = False
 
     def is_number(self, value: Any) -> bool:
-        """Whether a value is a number of this kind; a bool is none."""
+        """Whether a value is a finite number of this kind; a bool is none."""
         kind = Integral if self.whole else Real
-        return isinstance(value, kind) and not isinstance(value, bool)
+        return isinstance(value, kind) and not isinstance(value, bool) and not infinite(value)
 
     def holds(self, number: Any) -> bool:
         """Whether a number is allowed."""

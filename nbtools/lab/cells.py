@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import io
-import math
 import sys
 import tokenize
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbtools.lab.parameters import check_parameters
-from nbtools.values import fit, said, type_of
+from nbtools.values import fit, infinite, said, type_of
 from nbtools.wording import WrongParameter, known
 
 INJECTED = "# Parameters\n"
@@ -85,8 +84,9 @@ def typed(value: Any, parameter: Parameter, stem: str, text: str = "") -> Any:
         return fit(value, wanted)
     except TypeError:
         comment = f" ({parameter.comment})" if parameter.comment else ""
-        infinite = isinstance(value, float) and not math.isfinite(value)
-        kind = "not a finite number" if infinite else said(type_of(value))
+        kind = "None" if value is None else said(type_of(value))
+        if infinite(value) and type_of(parameter.default) is not str:
+            kind = "not a finite number" if isinstance(value, float | str) else "not of finite numbers alone"
         raise ValueError(
             f"The parameter {parameter.name} takes {said(wanted)}, and {text or value!r} is {kind}. "
             f"In {stem} it is {parameter.name} = {parameter.default!r}{comment}."

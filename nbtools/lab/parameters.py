@@ -32,15 +32,15 @@ RANGES: dict[str, Range] = {
     "counts": _PER_CLASS,
     "n_total": Range("0 (use samples_per_class), or the number of clean images in all", whole=True),
     "many": Range("0 (what the defender's pool holds), or clean images a class", whole=True),
-    "n_images": Range("1 or more images", 1, whole=True),
+    "n_images": Range("a number of images, 1 to 100000", 1, 100_000, whole=True),
     "patience": Range("0 or more seconds"),
     "alpha": _STEP,
     "epsilon": _STEP,
-    "divisors": Range("2 or more: one channel in so many is pruned", 2, whole=True),
+    "divisors": Range("2 to 100000: one channel in so many is pruned", 2, 100_000, whole=True),
     "mu": _MU,
     "mus": _MU,
     "allowed": Range("a share of the accuracy, from 0 to below 1", 0, math.nextafter(1, 0)),
-    "most": Range("1 or more filters", 1, whole=True),
+    "most": Range("a number of filters, 1 to 100000", 1, 100_000, whole=True),
     "weight": Range("above 0: of the attacker's penalty beside the cross-entropy", 0, above=True),
     "trainings": Range(f"1 or more: {_EPOCHS}", 1, 10_000, whole=True),
     "seed": Range("0 or more, and below 2 to the power of 63", 0, 2**63 - 1, whole=True),
@@ -94,8 +94,9 @@ def check_ranges(parameters: Mapping[str, Any], classes: int | None = CLASSES) -
 def _check_name(name: str, value: Any) -> None:
     """Refuse a profile or an attack that is not there; "" leaves a profile or a second attack open."""
     there = PROFILES if name == "profile" else ATTACKS if name.endswith(("attack", "attacks")) else ()
-    for one in _each(value) if there else []:
-        if one not in there and not (one == "" and name in ("profile", "hard_attack")):
+    none = [] if name.endswith("s") else [value]  # an empty list of attacks is none of them
+    for one in (_each(value) or none) if there else []:
+        if not (isinstance(one, str) and one in there) and not (one == "" and name in ("profile", "hard_attack")):
             raise ValueError(known(name.removesuffix("s"), str(one), there))
 
 

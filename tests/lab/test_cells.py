@@ -35,6 +35,12 @@ def changed(line: str) -> str:
         ("mu = True", "mu=True is no number"),
         ("seed = 1.5", "seed=1.5 is no whole number: 0 or more"),
         ("mus = []", "mus=[] is out of range"),
+        ("mu = 1e400", "mu=inf is no number: 0 or more"),
+        ("mus = (1.0, 1e400)", "mus=(1.0, inf) is no number"),
+        ("mus = {1.0: 2.0}", "mus={1.0: 2.0} is no number"),
+        ("seed = 9223372036854775808", "seed=9223372036854775808 is out of range: 0 or more, and below 2 to the power"),
+        ("attack = {}", "There is no attack '{}'."),
+        ("profile = []", "There is no profile '[]'."),
     ],
 )
 def test_a_wrong_value_in_the_parameters_cell_is_refused(line: str, message: str) -> None:
