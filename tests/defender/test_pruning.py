@@ -1,11 +1,13 @@
 """Masks: the threshold against numpy; applied, undone, held and made physical, with no change beyond what was asked."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 import torch_pruning as tp
+import torchvision
 from tiny import Plain, bits, mask_of, network, pictures, plain, same_bits
 from torch import Tensor, nn
 
@@ -227,3 +229,52 @@ def test_a_layer_that_is_pruned_whole_keeps_one_silent_channel() -> None:
     state = small.state_dict()
     assert state["layer3.0.conv1.weight"].shape[0] == state["layer3.0.conv2.weight"].shape[1] == 1
     assert state["layer3.0.bn1.weight"].tolist() == state["layer3.0.bn1.bias"].tolist() == [0]
+
+
+class Grouped(nn.Module):
+    """A grouped convolution whose groups are not pruned alike, and a plain one behind it; channels shuffled or not."""
+
+    def __init__(self, groups: int, shuffled: bool = False) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.c, self.d = nn.Conv2d(16, 16, 3, padding=1, groups=groups), nn.BatchNorm2d(16)
+        self.e, self.f = nn.Conv2d(16, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.head, self.groups = nn.Linear(12, 10), groups if shuffled else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.d(self.c(self.b(self.a(x)).relu())).relu()
+        x = x.unflatten(1, (self.groups, 16 // self.groups)).transpose(1, 2).flatten(1, 2)
+        return self.head(self.f(self.e(x)).relu().mean((2, 3)))
+
+
+def unlike(model: nn.Module) -> nn.Module:
+    """With statistics, factors and shifts that no two channels share."""
+    generator = torch.Generator().manual_seed(0)
+    for bn in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        for values, low, high in ((bn.running_mean, -0.2, 0.2), (bn.running_var, 0.5, 2), (bn.weight, 0.5, 1.5)):
+            assert values is not None
+            values.detach().uniform_(low, high, generator=generator)
+        bn.bias.detach().uniform_(-0.3, 0.3, generator=generator)
+    return model.eval()
+
+
+UNLIKE = {
+    "groups of 8": lambda: Grouped(2),
+    "groups of 4": lambda: Grouped(4),
+    "depthwise": lambda: Grouped(16),
+    "shuffled": lambda: Grouped(2, shuffled=True),
+    "shufflenet": lambda: torchvision.models.shufflenet_v2_x0_5(weights=None, num_classes=10),
+}
+
+
+@pytest.mark.parametrize("make", UNLIKE.values(), ids=UNLIKE)
+def test_removal_keeps_the_outputs_of_networks_whose_channels_are_grouped(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, images = unlike(make()), torch.rand(2, 3, 32, 32)
+    mask = at_random(Mask({u.conv: torch.arange(u.filters) < u.filters // 3 for u in prunable_units(model)}))
+    small = remove(model, mask, images)
+    with torch.no_grad():
+        expected, found = pruned_copy(model, mask)(images), small(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    sizes = [sum(parameter.numel() for parameter in net.parameters()) for net in (small, model)]
+    assert sizes[0] < sizes[1], "what is not coupled with a group is taken out"
