@@ -57,8 +57,8 @@ def class_order(folder: Path) -> tuple[str, ...]:
     if not names:
         raise ValueError(f"{listed} is empty; it should name a class a line, or be removed")
     # The same é is one letter in a text and, in the name of a folder that came from a Mac, an e and an accent.
-    same = {unicodedata.normalize("NFC", name): name for name in there}
-    names = [name if name in there else same.get(unicodedata.normalize("NFC", name), name) for name in names]
+    same = {_plain(name): name for name in there}
+    names = [name if name in there else same.get(_plain(name), name) for name in names]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ValueError(f"{listed} names a class twice: {first(twice)}")
     if unknown := sorted(set(there) - set(names)):
@@ -68,13 +68,24 @@ def class_order(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name.strip())
+
+
 def _text(path: Path) -> str:
     try:
         data = path.read_bytes()
-        encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "utf-8")
+        encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), _unmarked(data))
         text = data.decode(encoding)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} can't be read as text ({reason(error)}); save it as UTF-8") from None
     if "\0" in text:
-        raise ValueError(f"{path} can't be read as text (UTF-16 without a byte-order mark?); save it as UTF-8")
-    return text
+        raise ValueError(f"{path} can't be read as text (it holds bytes that are zero); save it as UTF-8")
+    return text.replace("\ufeff", "")
+
+
+def _unmarked(data: bytes) -> str:
+    """The encoding of a text without a mark: in UTF-16 a line's end has a zero byte, on one side or the other."""
+    if b"\0" not in data or len(data) % 2:
+        return "utf-8"
+    return "utf-16-le" if data[1::2].count(0) > data[::2].count(0) else "utf-16-be"
