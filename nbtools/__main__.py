@@ -67,8 +67,10 @@ def run(
     try:
         folder = (folder or notebooks.source_folder()).resolve()
         plan = make_plan(names, profile, given, folder, write)
+        from nbtools.lab.cluster import check_scratch
         from nbtools.series.run import new_folder, run_series
 
+        check_scratch()
         for notebook, script in plan.edits.items():
             take_edits(notebook, script)
         if out is None:
@@ -259,10 +261,10 @@ def sweep(
         needed = len({point.model for point in left} - {None})
         click.echo(f"{len(asked.points)} points in {grid}, {len(asked.points) - len(left)} with a row already")
         click.echo(f"{len(left)} to measure" + (f", on {needed} model{'s' * (needed > 1)}" if needed else ""))
-        if dry_run:
-            return
         if not scheduler:  # another machine's data can't be seen from here
             places.require(sorted({point.dataset for point in left}), data)
+        if dry_run:
+            return
         outcome = work(asked, store, scale, str(data.absolute()) if data else "", retry, click.echo)
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def cluster(workers: int, scheduler: str = "", tries: int = 4, threads_free: boo
         threads_free: leave the number of threads to those who compute; else Dask asks their libraries for one.
 
     Raises:
-        ValueError: where no scheduler answers.
+        ValueError: where no scheduler answers, or Dask has no folder to write in.
     """
     import dask
     import torch
@@ -43,6 +45,7 @@ def cluster(workers: int, scheduler: str = "", tries: int = 4, threads_free: boo
         with client:
             yield client
         return
+    check_scratch()
     settings: dict[str, Any] = {"distributed.scheduler.allowed-failures": tries - 1}
     settings |= {"distributed.nanny.pre-spawn-environ": {}} if threads_free else {}
     with dask.config.set(settings), ExitStack() as stack:  # pyright: ignore[reportPrivateImportUsage]
@@ -60,6 +63,30 @@ def cluster(workers: int, scheduler: str = "", tries: int = 4, threads_free: boo
             stack.callback(_close, client, own)
             client.register_plugin(_deaf())
         yield client
+
+
+def check_scratch() -> None:
+    """Refuse a folder for Dask's own files in which nothing can be written.
+
+    Raises:
+        ValueError: it names the folder, and where it is set.
+    """
+    import dask
+
+    folder = dask.config.get("temporary-directory", None)  # pyright: ignore[reportPrivateImportUsage]
+    try:
+        path = Path(folder or tempfile.gettempdir())
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):  # really tried: permission bits do not tell
+            pass
+    except OSError as error:
+        where = (
+            "named by Dask's setting temporary-directory (DASK_TEMPORARY_DIRECTORY)" if folder else "named by TMPDIR"
+        )
+        raise ValueError(
+            f"Dask's workers can't write in {folder or 'the system folder for temporary files'}, {where}: "
+            f"{error.strerror or error}; name a folder that can be written in"
+        ) from None
 
 
 def _deaf() -> Any:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import Client
 from fake_points import die, fail, meet, threads
@@ -110,3 +111,14 @@ def test_a_machine_takes_one_task_a_gpu_or_for_so_many_threads(monkeypatch: pyte
         monkeypatch.setattr("os.cpu_count", lambda count=count: count)
         assert cores(1) == found
     assert (cores(4), cores(4, gpus=2)) == (16, 2)
+
+
+def test_a_scratch_folder_that_can_not_be_made_is_told_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for folder in (tmp_path / "file", tmp_path / "file" / "scratch"):
+        with (
+            dask.config.set({"temporary-directory": str(folder)}),
+            pytest.raises(ValueError, match=r"can't write in .*file.* DASK_TEMPORARY_DIRECTORY.*; name a folder"),
+            cluster(1),
+        ):
+            pass

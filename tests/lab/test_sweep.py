@@ -295,7 +295,7 @@ def test_missing_data_are_refused_before_any_work(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("nbtools.data.places.data_places", lambda data=None: [tmp_path])
     Path("good.yaml").write_text("attack: badnets\npoison_rate: 0.1\ndefence: clp\nprofile: laptop\n")
     counted = CliRunner().invoke(main, ["sweep", "good.yaml", "--out", "out", "--dry-run"])
-    assert counted.exit_code == 0 and "1 to measure" in counted.output, "to count them takes no data"
+    assert counted.exit_code == 2 and "1 to measure" in counted.output and "CIFAR-10 is not here." in counted.output
     refused = CliRunner().invoke(main, ["sweep", "good.yaml", "--out", "out"])
     assert refused.exit_code == 2 and "CIFAR-10 is not here." in refused.output and not Path("out").exists()
 
