@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nbtools.defend.kinds import HEAD_NAMES, KINDS, RESNET_NAMES, Kind, Shapes
-from nbtools.networks.architectures import Normalising
+from nbtools.defend.kinds import HEAD_NAMES, KINDS, RESNET_NAMES, Kind, Shapes, elsewhere
 from nbtools.networks.cifar import CifarResNet, WideResNet
 
 FORMS = "torchvision/NAME, timm/NAME, PACKAGE.MODULE:FUNCTION"
@@ -99,10 +98,9 @@ def _built(arch: str) -> Kind:
         raise ValueError(f"--arch {arch}: its network has no {'classifier' if convs else 'convolution'}")
 
     def build(given: Shapes, _strides: Sequence[int], classes: int) -> nn.Module:
-        return Normalising(builder(classes, aux=any("aux" in name.lower() for name in given)))
+        return builder(classes, aux=any("aux" in name.lower() for name in given))
 
-    found = tuple(f"network.{name}" for name in reversed(heads or linear))
-    return Kind(build, f"network.{convs[0]}", found, ((r"^", "network."),))
+    return elsewhere(build, convs[0], heads[::-1] or linear[::-1])
 
 
 def _rows(one: Shapes, other: Shapes, name: str) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nbtools.defend.architecture import OWN, check_arch, kind_of
-from nbtools.defend.kinds import KINDS, Shapes
+from nbtools.defend.kinds import KINDS, WITHIN, Shapes
 from nbtools.defend.names import find, first
 from nbtools.networks.architectures import MEAN, STD, Normalise
 from nbtools.settings import STRIDES
@@ -128,8 +128,9 @@ def _classes(shapes: Shapes, arch: str) -> int:
     kind = kind_of(arch)
     weights = [shapes[f"{head}.weight"] for head in kind.heads if f"{head}.weight" in shapes]
     if not weights:
+        heads = " or ".join(head.removeprefix(WITHIN) for head in kind.heads)
         raise ValueError(
-            f"The file does not fit {arch}: it has no classifier ({' or '.join(kind.heads)}), which tells the "
+            f"The file does not fit {arch}: it has no classifier ({heads}), which tells the "
             f"number of classes; its names begin {first(list(shapes))} and end {', '.join(list(shapes)[-2:])}"
         )
     return weights[0][0]
@@ -155,7 +156,8 @@ def _match(
     shapes = {ours: plain[name] for ours, name in renamed.items()}
     stem = shapes.get(f"{kind.stem}.weight", ())
     if len(stem) != 4:
-        raise ValueError(f"The file does not fit {arch}: it has no {kind.stem}.weight; its names: {first(list(plain))}")
+        missed = f"{kind.stem.removeprefix(WITHIN)}.weight"
+        raise ValueError(f"The file does not fit {arch}: it has no {missed}; its names: {first(list(plain))}")
     if stem[1] % 3:  # some stems take the pixels of a square as channels
         raise ValueError(f"The model takes images of {stem[1]} channels, and only models of colour images are repaired")
     classes = _classes(shapes, arch)
@@ -163,6 +165,7 @@ def _match(
         model = kind.build(shapes, taken, classes)
     wanted = {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.startswith("normalise.")}
     missing = [name for name in wanted if name not in shapes and not name.endswith("num_batches_tracked")]
+    missing = [name.removeprefix(WITHIN) for name in missing]
     unexpected = [renamed[name] for name in shapes if name not in wanted]
     wrong = [f"{renamed[n]} {list(shapes[n])}, not {list(s)}" for n, s in wanted.items() if shapes.get(n, s) != s]
     parts = [

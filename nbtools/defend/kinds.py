@@ -11,34 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import densenet, mobilenetv2, resnet, vgg
 
-from nbtools.networks.architectures import Normalise, PreActResNet18, ResNet18
+from nbtools.networks.architectures import Normalising, PreActResNet18, ResNet18
 
 Shapes = Mapping[str, Sequence[int]]
-
-
-class _Normalised(nn.Module):
-    """The first base of a torchvision model: its `normalise`, set when weights are fitted, comes before all else."""
-
-    normalise: Normalise
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.normalise(x))
-
-
-class _ResNet(_Normalised, resnet.ResNet):
-    pass
-
-
-class _VGG(_Normalised, vgg.VGG):
-    pass
-
-
-class _MobileNetV2(_Normalised, mobilenetv2.MobileNetV2):
-    pass
-
-
-class _DenseNet(_Normalised, densenet.DenseNet):
-    pass
+WITHIN = "network."
+"""What `Normalising` puts before the names of the network that it holds."""
 
 
 class _PreActPlainEnd(PreActResNet18):
@@ -85,18 +62,38 @@ def _preact(shapes: Shapes, strides: Sequence[int], classes: int) -> nn.Module:
     return kind(classes, shapes["conv1.weight"][0], strides)
 
 
+def elsewhere(
+    build: Callable[[Shapes, Sequence[int], int], nn.Module],
+    stem: str,
+    heads: Sequence[str],
+    renames: tuple[tuple[str, str], ...] = (),
+) -> Kind:
+    """A kind from one whose network takes images that are normalised already: `Normalising` holds it, under `WITHIN`.
+
+    Args:
+        build, stem, heads, renames: as in `Kind`, of the network alone.
+    """
+
+    def held(shapes: Shapes, strides: Sequence[int], classes: int) -> nn.Module:
+        return Normalising(
+            build({name.removeprefix(WITHIN): shape for name, shape in shapes.items()}, strides, classes)
+        )
+
+    return Kind(held, WITHIN + stem, tuple(WITHIN + head for head in heads), (*renames, (r"^", WITHIN)))
+
+
 def _torchvision_resnet(block: type, layers: Sequence[int]) -> Kind:
     def build(shapes: Shapes, _strides: Sequence[int], classes: int) -> nn.Module:
-        model = _ResNet(block, list(layers), num_classes=classes)
+        model = resnet.ResNet(block, list(layers), num_classes=classes)
         if shapes["conv1.weight"][2] == 3:
             model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()  # type: ignore
         return model
 
-    return Kind(build, "conv1", ("fc",), RESNET_NAMES)
+    return elsewhere(build, "conv1", ("fc",), RESNET_NAMES)
 
 
 def _vgg(shapes: Shapes, _strides: Sequence[int], classes: int) -> nn.Module:
-    model = _VGG(vgg.make_layers(vgg.cfgs["D"], batch_norm=True), num_classes=classes, init_weights=False)
+    model = vgg.VGG(vgg.make_layers(vgg.cfgs["D"], batch_norm=True), num_classes=classes, init_weights=False)
     if "classifier.weight" in shapes:  # the form for small images
         model.avgpool, model.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(512, classes)  # type: ignore
     return model
@@ -114,10 +111,12 @@ KINDS: dict[str, Kind] = {
     "torchvision/resnet18": _torchvision_resnet(resnet.BasicBlock, (2, 2, 2, 2)),
     "torchvision/resnet34": _torchvision_resnet(resnet.BasicBlock, (3, 4, 6, 3)),
     "torchvision/resnet50": _torchvision_resnet(resnet.Bottleneck, (3, 4, 6, 3)),
-    "torchvision/vgg16_bn": Kind(_vgg, "features.0", ("classifier.6", "classifier")),
-    "torchvision/mobilenet_v2": Kind(lambda s, _, n: _MobileNetV2(n), "features.0.0", ("classifier.1",)),
-    "torchvision/densenet121": Kind(
-        lambda s, _, n: _DenseNet(num_classes=n),
+    "torchvision/vgg16_bn": elsewhere(_vgg, "features.0", ("classifier.6", "classifier")),
+    "torchvision/mobilenet_v2": elsewhere(
+        lambda s, _, n: mobilenetv2.MobileNetV2(n), "features.0.0", ("classifier.1",)
+    ),
+    "torchvision/densenet121": elsewhere(
+        lambda s, _, n: densenet.DenseNet(num_classes=n),
         "features.conv0",
         ("classifier",),
         ((r"^(fc|linear)\.", "classifier."),),

@@ -204,7 +204,7 @@ def test_what_does_not_fit_is_answered_with_the_keys(
 
 def test_unknown_architectures_and_strides_that_have_no_place_are_refused() -> None:
     with pytest.raises(ValueError, match="known: resnet18, preact_resnet18, torchvision/resnet18"):
-        fit({}, "resnet20")
+        fit({}, "resnet19")
     with pytest.raises(ValueError, match="has its own"):
         fit({}, "torchvision/resnet18", STRIDES)
     assert all(kind.stem and kind.heads for kind in KINDS.values())

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nbtools.defend import options
+from nbtools.defend.architecture import kind_of
 from nbtools.defend.checkpoint import read
 from nbtools.defend.fitting import fit
 from nbtools.defend.kinds import KINDS
@@ -22,15 +23,20 @@ PLAIN: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 WRAPPED = ("", "module.", "model.0.", "_orig_mod.", "module._orig_mod.backbone.", "1.")
 
 
+def public(model: nn.Module) -> dict[str, Tensor]:
+    """A model's tensors as they are called where no normalisation is inside."""
+    state = model.state_dict()
+    return {name.removeprefix("network."): value for name, value in state.items() if not name.startswith("normalise.")}
+
+
 @pytest.mark.parametrize("prefix", WRAPPED)
 @pytest.mark.parametrize("arch", KINDS)
 def test_a_layer_is_called_as_the_file_calls_it_without_its_wrappers(arch: str, prefix: str) -> None:
     shapes = {"conv1.weight": (64, 3, 7, 7), "bn.weight": (512,)}
     with torch.device("meta"):
-        state = KINDS[arch].build(shapes, (1, 1, 2, 2, 2), 10).state_dict()
+        state = public(KINDS[arch].build(shapes, (1, 1, 2, 2, 2), 10))
     others = {name.replace("downsample", "shortcut"): value for name, value in state.items()}
     for plain in (state, others) if "resnet" in arch else (state,):
-        plain = {name: value for name, value in plain.items() if not name.startswith("normalise.")}
         fitted = fit({prefix + name: value for name, value in plain.items()}, arch)
         units = prunable_units(fitted.model)
         convs = [*(unit.conv for unit in units), *units.without_bn]
@@ -56,7 +62,7 @@ def test_wrappers_are_left_out_wherever_they_stand(key: str, name: str) -> None:
     assert unwrapped(key) == name and unwrapped(name) == name
 
 
-STATE = {name: value for name, value in ResNet18(10, 16).state_dict().items() if not name.startswith("normalise.")}
+STATE = public(ResNet18(10, 16))
 OTHER = {name: value + 1 for name, value in STATE.items()}
 
 
@@ -100,13 +106,21 @@ def test_the_network_is_found_under_whatever_name_its_owner_keeps_it(state: dict
     assert fitted.short_name("layer1.0.conv1") == "layer1.0.conv1"
 
 
-@pytest.mark.parametrize("arch", ["torchvision/mobilenet_v2", "torchvision/densenet121", "torchvision/vgg16_bn"])
+ELSEWHERE = ["torchvision/mobilenet_v2", "torchvision/densenet121", "torchvision/vgg16_bn", "resnet20", "wideresnet"]
+ELSEWHERE += ["torchvision/mobilenet_v3_small", "torchvision/efficientnet_b0", "foreign:Foreign"]
+
+
+@pytest.mark.parametrize("arch", ELSEWHERE)
 def test_other_networks_are_found_alike(arch: str) -> None:
+    kind = kind_of(arch)
     with torch.device("meta"):
-        state = KINDS[arch].build({"classifier.weight": (10, 512)}, (1, 1, 2, 2, 2), 10).state_dict()
+        shapes = {"conv1.weight": (16, 3, 3, 3), "classifier.weight": (10, 512)}
+        state = public(kind.build(shapes, (1, 1, 2, 2, 2), 10))
+    heads = tuple(head.removeprefix("network.") for head in kind.heads)
     for wrapped in (under("net.cnn.", state), under("x.", state) | {"loss.weight": torch.ones(3)}):
-        assert set(fit(wrapped, arch).names) >= {name for name in state if not name.endswith("num_batches_tracked")}
-    outside = {name if name.startswith("classifier") else f"trunk.{name}": value for name, value in state.items()}
+        fitted = fit(wrapped, arch)
+        assert set(fitted.shown.values()) == set(state)
+    outside = {name if name.startswith(heads) else f"trunk.{name}": value for name, value in state.items()}
     assert len(fit(outside, arch).names) == len(state)
 
 
