@@ -184,12 +184,14 @@ class Range:
     whole: bool = False
 
     def is_number(self, value: Any) -> bool:
-        """Whether a value is a finite number of this kind; a bool is none."""
+        """Whether a value is a number of this kind; a bool is none."""
         kind = Integral if self.whole else Real
-        return isinstance(value, kind) and not isinstance(value, bool) and not infinite(value)
+        return isinstance(value, kind) and not isinstance(value, bool)
 
     def holds(self, number: Any) -> bool:
-        """Whether a number is allowed."""
+        """Whether a number is allowed; infinity never is."""
+        if infinite(number):
+            return False
         if self.also is not None and number == self.also:
             return True
         return (number > self.least if self.above else number >= self.least) and number <= self.most

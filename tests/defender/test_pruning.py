@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch_pruning as tp
-import torchvision
 from tiny import Plain, bits, mask_of, network, pictures, plain, same_bits
 from torch import Tensor, nn
 
@@ -263,7 +262,6 @@ UNLIKE = {
     "groups of 4": lambda: Grouped(4),
     "depthwise": lambda: Grouped(16),
     "shuffled": lambda: Grouped(2, shuffled=True),
-    "shufflenet": lambda: torchvision.models.shufflenet_v2_x0_5(weights=None, num_classes=10),
 }
 
 
