@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nbtools.defend.architecture import OWN, check_arch, kind_of
 from nbtools.defend.kinds import KINDS, WITHIN, Shapes
-from nbtools.defend.names import find, first
+from nbtools.defend.names import SeveralNetworks, find, first
 from nbtools.networks.architectures import MEAN, STD, Normalise
 from nbtools.settings import STRIDES
 
@@ -88,6 +88,8 @@ def fit(
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     try:
         network = find(tensors, kind, partial(_match, arch=arch, strides=strides), key)
+    except SeveralNetworks:
+        raise
     except ValueError as error:
         fitting = [other for other in (*KINDS, *OWN) if other != arch and _matches(tensors, other, key)]
         advice = f". It fits --arch {' or '.join(fitting)}" if fitting else ""

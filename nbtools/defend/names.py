@@ -32,6 +32,10 @@ NAMED = 3
 """So many of the keys or prefixes are named in a message."""
 
 
+class SeveralNetworks(ValueError):
+    """More than one network is there, and nothing tells which is meant."""
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """The names of one network in a state dict.
@@ -102,8 +106,9 @@ def find(tensors: Mapping[str, Tensor], kind: Kind, match: Callable[[Mapping[str
             name tells that it is the main one.
 
     Raises:
-        ValueError: what `match` raises, where nothing fits; where two tensors have the same name once wrappers are
-            gone; where several networks fit and none is the main one.
+        ValueError: what `match` raises, where nothing fits.
+        SeveralNetworks: where two tensors have the same name once wrappers are gone; where several networks fit, and
+            none is the main one or has the prefix that is wanted.
     """
     keys: dict[str, str] = {}
     statistics: dict[str, Tensor] = {}
@@ -114,7 +119,7 @@ def find(tensors: Mapping[str, Tensor], kind: Kind, match: Callable[[Mapping[str
         if (found := STATISTIC.fullmatch(name)) and value.numel() == 3:
             statistics[name] = value
         elif name in keys:
-            raise ValueError(
+            raise SeveralNetworks(
                 f"{keys[name]} and {key} are the same layer once their prefixes are gone; the file holds two models, "
                 "save one alone"
             )
@@ -184,11 +189,11 @@ def _main(prefixes: Sequence[str], wanted: str) -> str:
         for prefix, name in names.items():
             if name == unwrapped(wanted):
                 return prefix
-        raise ValueError(f"the file has no network of this architecture under --key {wanted!r}, but under {said}")
+        raise SeveralNetworks(f"the file has no network of this architecture under --key {wanted!r}, but under {said}")
     order = ("", *PREFERRED)
     ranks = {prefix: order.index(last) if (last := name.rpartition(".")[2]) in order else len(order)
              for prefix, name in names.items()}  # fmt: skip
     best = [prefix for prefix, rank in ranks.items() if rank == min(ranks.values())]
     if len(best) > 1:
-        raise ValueError(f"the file holds {len(names)} networks, under {said}; name one with --key")
+        raise SeveralNetworks(f"the file holds {len(names)} networks, under {said}; name one with --key")
     return best[0]

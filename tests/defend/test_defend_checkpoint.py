@@ -143,13 +143,21 @@ def test_a_pre_activation_network_without_a_last_batch_norm_is_understood() -> N
     torch.testing.assert_close(answers(fitted), net(INPUTS).detach(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "mobilenet_v3_large", "efficientnet_b3"])
 def test_torchvisions_networks_are_understood(name: str) -> None:
     torch.manual_seed(0)
     net = settled(getattr(torchvision.models, name)(weights=None, num_classes=6))
     fitted = fit(net.state_dict(), f"torchvision/{name}", **PLAIN)
     assert fitted.num_classes == 6 and fitted.strides is None
     torch.testing.assert_close(answers(fitted), net(INPUTS).detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "densenet161", "mobilenet_v3_large", "efficientnet_b3"])
+def test_every_tensor_of_torchvisions_networks_has_its_place(name: str) -> None:
+    with torch.device("meta"):
+        state = getattr(torchvision.models, name)(weights=None, num_classes=6).state_dict()
+    fitted = fit(state, f"torchvision/{name}", **PLAIN)
+    assert {theirs: ours for ours, theirs in fitted.names.items()} == {name: f"network.{name}" for name in state}
 
 
 def test_a_torchvision_resnet_with_the_stem_of_small_images_is_understood() -> None:
