@@ -14,6 +14,13 @@ ALL_LAYERS = 24
 """Up to so many layers all are drawn; of more, those alone that lost filters."""
 MANY_CLASSES = 20
 """Above so many their images are counted in a fold of the page."""
+LEVEL = 0.05
+"""From this p-value on, chance explains what is seen, and the page says so."""
+TRIED = (
+    "On ten clean and ten backdoored networks (width 16, CIFAR-10) it told the two apart with a ROC-AUC of 0.66, 95 % "
+    "interval 0.41 to 0.84: chance, 0.5, lies in it."
+)
+"""See "The detector" in data/lab_notes.md."""
 SAME = "the repaired file holds the same weights"
 CAUTION = (
     "No clean image carries a trigger, so nothing here can show whether there was a backdoor, or that it is gone. What "
@@ -23,7 +30,7 @@ CAUTION = (
 
 
 def verdict(card: Card) -> list[str]:
-    """What was done and what it cost, in two sentences."""
+    """What is known first, in sentences: whether anything means anything, what it cost, what was done."""
     pruned, accuracy, defence = card["pruned"], card["accuracy"], card["defence"]
     who = f"The defence {defence['name']}"
     touched = sum(bool(layer["pruned"]) for layer in pruned["layers"].values())
@@ -43,21 +50,35 @@ def verdict(card: Card) -> list[str]:
         done = f"{who} tuned for {steps}, by less than the file's precision can hold, with {images}: {SAME}."
     else:
         done = f"{who} found nothing to prune with {images}: {SAME}."
+    return [*_doubt(card["start"]), _cost(accuracy), done]
+
+
+def _doubt(start: Card) -> list[str]:
+    """That nothing below means anything, where that is known."""
+    if not start["at_chance"]:
+        return []
+    return [
+        f"The model was right on {start['right']:,} of {start['of']:,} images before anything was done, no more often "
+        "than chance: no other number on this page means anything."
+    ]
+
+
+def _cost(accuracy: Card) -> str:
+    """What is known of clean accuracy, and then the numbers."""
     before, after = accuracy["before"], accuracy["after"]
     low, high = after["interval"]
     if not accuracy["lost"] + accuracy["gained"]:
-        reading = "no answer changed"
+        known = "Clean accuracy is what it was, answer for answer"
     elif accuracy["lost"] == accuracy["gained"]:
-        reading = f"as many answers were gained as lost, {accuracy['lost']}"
-    elif accuracy["p_value"] >= 0.05:
-        reading = "a change that chance alone explains"
+        known = f"Clean accuracy is what it was, as many answers gained as lost ({accuracy['lost']})"
+    elif accuracy["p_value"] >= LEVEL:
+        known = "Clean accuracy changed by no more than chance explains"
     else:
-        reading = f"it {'fell' if accuracy['points'] < 0 else 'rose'} by more than chance explains"
-    cost = (
-        f"On {before['of']:,} held-back images clean accuracy was {before['percent']:.1f} % before and is "
-        f"{after['percent']:.1f} % now (95 % interval {low:.1f} to {high:.1f}): {reading}."
+        known = f"Clean accuracy {'fell' if accuracy['points'] < 0 else 'rose'} by more than chance explains"
+    return (
+        f"{known}: on {before['of']:,} held-back images it was {before['percent']:.1f} % before and is "
+        f"{after['percent']:.1f} % now (95 % interval {low:.1f} to {high:.1f})."
     )
-    return [done, cost]
 
 
 def page(card: Card, figure: str) -> str:
@@ -93,7 +114,7 @@ def _section(title: str, inside: str) -> str:
 
 def _first_screen(card: Card) -> str:
     pruned, accuracy, defence = card["pruned"], card["accuracy"], card["defence"]
-    done, cost = map(escape, card["verdict"])
+    known = " ".join(map(escape, card["verdict"]))
     tiles = [
         ("filters pruned", f"{pruned['count']:,}", f"of {pruned['filters']:,}"),
         ("clean accuracy before", f"{accuracy['before']['percent']:.1f} %", _interval(accuracy["before"])),
@@ -112,7 +133,7 @@ def _first_screen(card: Card) -> str:
     about = f"{model['arch']}, width {model['width']}, {model['num_classes']} classes, {card['date'][:10]}"
     return (
         f"<header><p class='kind'>Repair report</p><h1>{escape(card['input']['file'])}</h1>"
-        f"<p class='about'>{escape(about)}</p></header><p class='verdict'>{done} {cost}</p>"
+        f"<p class='about'>{escape(about)}</p></header><p class='verdict'>{known}</p>"
         f"<p class='caution'>{CAUTION}</p>"
         f'<div class="tiles">{boxes}</div>{warned}'
     )
@@ -188,36 +209,45 @@ def _layers(card: Card) -> str:
 
 
 def _detector(card: Card) -> str:
-    """The statistic, its spread, the verdict or why there is none, and the correlation of each layer."""
-    found = card["detector"]
+    """What is known, then what it rests on; the number itself and the correlation of each layer lie folded."""
+    found, title = card["detector"], "Does the model look backdoored?"
     if found["statistic"] is None:
-        return _section("Does the model look backdoored?", f"<p>No number: {escape(found['reason'])}.</p>")
+        return _section(title, f"<p><b>Not known.</b> The detector has no number: {escape(found['reason'])}.</p>")
     error = found["standard_error"]
     spread = f" ± {1.96 * error:.2f} (95 %, over halves of the {found['images']} images)" if error is not None else ""
-    text = f"<p class='number'><b>{found['statistic']:.2f}</b>{spread}</p>"
-    if judged := found.get("verdict"):
-        low, high = (100 * value for value in judged["interval"])
-        least = 1 / (judged["models"] + 1)
-        text += (
-            f"<p>Against {judged['models']} clean reference models: {100 * judged['quantile']:.0f} % of them lie below "
-            f"(p = {judged['p_value']:.2g} that a clean model looks so; so few can't show less than {least:.2g}). "
-            f"Of all such clean models {low:.0f} to {high:.0f} % would lie at or above it (95 %). Small p: it looks "
-            "backdoored. This holds only if the references are of the same kind, trained and measured alike.</p>"
-        )
-    else:
-        text += (
-            "<p><b>This is no verdict, only a number.</b> How high a clean model of the same kind lies is not known "
-            "here; give the statistic of clean models with <code>--references</code> for one.</p>"
-        )
+    judged = found.get("verdict")
+    text = _judged(judged) if judged else (
+        "<p><b>Not known.</b> How high a clean model of the same kind lies was not given (<code>--references</code>), "
+        f"and without that the detector's number is no verdict.</p><p>{TRIED}</p>"
+    )  # fmt: skip
     rows = "".join(_correlation(card["pruned"]["layers"][name]["shown_as"], v) for name, v in found["layers"].items())
-    text += (
-        "<p>The number is one minus the mean rank correlation of filters' magnitude (size of the weights, batch norm "
-        "included) and saliency (what clean images lose without them) in the last stage, from 0 to 2. In a clean model "
-        "large filters matter; "
-        "filters that are large and matter to no clean image raise it. The defence did not use it.</p>"
-        f"<details><summary>The correlation in each layer</summary><div class='chart'>{rows}</div></details>"
+    inside = (
+        f"<p>The detector's number: {found['statistic']:.2f}{spread}. It is one minus the mean rank correlation of "
+        "filters' magnitude (size of the weights, batch norm included) and saliency (what clean images lose without "
+        "them) in the last stage, from 0 to 2. In a clean model large filters matter; filters that are large and "
+        "matter to no clean image raise it. The defence did not use it.</p>"
     )
-    return _section("Does the model look backdoored?", text)
+    text += f"<details><summary>The number, and each layer</summary>{inside}<div class='chart'>{rows}</div></details>"
+    return _section(title, text)
+
+
+def _judged(judged: Card) -> str:
+    """How a model stands among clean ones, what that shows first."""
+    p, models = judged["p_value"], judged["models"]
+    low, high = (100 * value for value in judged["interval"])
+    least = 1 / (models + 1)
+    if least >= LEVEL:
+        known = f"Not known. {models} clean reference models are too few to show anything: 20 are needed"
+    elif p >= LEVEL:
+        known = "Nothing shows it. Its number lies no higher among those of clean models than chance explains"
+    else:
+        known = "It does: its number lies higher among those of clean models than chance explains"
+    return (
+        f"<p><b>{known}.</b> Against {models} clean reference models: {100 * judged['quantile']:.0f} % of them lie "
+        f"below (p = {p:.2g} that a clean model looks so; so few can't show less than {least:.2g}). Of all such clean "
+        f"models {low:.0f} to {high:.0f} % would lie at or above it (95 %). This holds only if the references are of "
+        f"the same kind, trained and measured alike.</p><p>{TRIED}</p>"
+    )
 
 
 def _correlation(name: str, value: float) -> str:

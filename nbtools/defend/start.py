@@ -74,7 +74,8 @@ class Start:
             "right": self.other.right,
         }
         chance = 100 * self._chance
-        return {"right": self.right, "of": self.of, "chance": chance, "p_value": self.p_value, "other_order": other}
+        level = {"chance": chance, "p_value": self.p_value, "at_chance": self.at_chance}
+        return {"right": self.right, "of": self.of, **level, "other_order": other}
 
     def refusal(self, folder: Path, fed: Sequence[str]) -> str:
         """Why there is no work to do, and what to do instead.

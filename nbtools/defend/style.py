@@ -40,7 +40,6 @@ section p b { color: var(--ink); }
 .dot.after { background: var(--blue); }
 .ends { display: flex; justify-content: space-between; color: var(--soft); font-size: 13px; }
 .ends i { font-style: normal; }
-.number b { font-size: 28px; color: var(--ink); }
 .mono, code { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 code { overflow-wrap: anywhere; }
 img { display: block; width: 100%; height: auto; }

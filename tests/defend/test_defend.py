@@ -166,7 +166,7 @@ def test_the_page_stands_alone_and_says_what_the_card_says(place: Path, done: tu
     outline.feed(page)
     assert outline.links and all(link.startswith("data:image/png;base64,") for link in outline.links)
     assert not re.search(r"url\(|@import|https?://", page)
-    for sentence in [*card["verdict"], *card["warnings"], "This is no verdict, only a number."]:
+    for sentence in [*card["verdict"], *card["warnings"], "Not known. How high a clean model"]:
         assert sentence in outline.text.replace("\u00a0", " ")
     for layer in card["pruned"]["layers"].values():
         assert layer["shown_as"] in outline.text
@@ -181,7 +181,7 @@ def test_with_fine_tuning_and_references_the_verdict_says_so(place: Path, tmp_pa
     assert result.exit_code == 0, result.output
     card = card_of(out)
     tuned = card["defence"]["tuned_steps"]
-    assert (f"tuned the weights for {tuned} steps" in card["verdict"][0]) == bool(tuned)
+    assert (f"tuned the weights for {tuned} steps" in card["verdict"][-1]) == bool(tuned)
     assert card["detector"]["verdict"]["models"] == 3
     assert "Against 3 clean reference models" in out.with_suffix(".html").read_text()
 
@@ -192,7 +192,7 @@ def test_another_defence_that_finds_nothing_gives_the_same_weights(place: Path, 
     assert defend(place, out, "-s", "mu", "50", defence="clp").exit_code == 0
     before, after = (torch.load(path, weights_only=True)["state_dict"] for path in (place / "mine.pth", out))
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert "nothing to prune" in card_of(out)["verdict"][0] and card_of(out)["output"]["changed_tensors"] == []
+    assert "nothing to prune" in card_of(out)["verdict"][-1] and card_of(out)["output"]["changed_tensors"] == []
 
 
 @pytest.mark.usefixtures("brief")
@@ -201,7 +201,7 @@ def test_names_from_the_folder_are_shown_as_text(place: Path, tmp_path: Path) ->
     (write_folder(tmp_path / "clean", each=4, classes=names) / "classes.txt").write_text("\n".join(names))
     assert defend(place, tmp_path / "o.pth", *PRUNE_ONLY, images=str(tmp_path / "clean")).exit_code == 0
     page = (tmp_path / "o.html").read_text()
-    assert "No number: left out." in page
+    assert "The detector has no number: left out." in page
     assert "<script" not in page and "&lt;script&gt;" in page
 
 
@@ -214,7 +214,7 @@ def test_a_defence_that_only_tunes_keeps_names_and_precision(place: Path, tmp_pa
     assert [(n, v.dtype, v.shape) for n, v in before.items()] == [(n, v.dtype, v.shape) for n, v in after.items()]
     card = card_of(out)
     assert card["output"]["changed_tensors"] == sorted(n for n, v in before.items() if not torch.equal(v, after[n]))
-    assert "for 1 step and pruned no filter" in card["verdict"][0] and card["pruned"]["count"] == 0
+    assert "for 1 step and pruned no filter" in card["verdict"][-1] and card["pruned"]["count"] == 0
     assert "<img" not in out.with_suffix(".html").read_text(), "no scores, no figure"
 
 

@@ -1,5 +1,7 @@
 """Numbers and lines on the page: a threshold is drawn only where it is the one that pruned."""
 
+import re
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ from tiny import network, pictures, plain
 
 from nbtools.defend import figures
 from nbtools.defend.figures import score_figure
-from nbtools.defend.report import verdict
+from nbtools.defend.report import _detector, verdict
 from nbtools.defender import RNP, Suspiciousness
+from nbtools.defender.detection import judge
 from nbtools.defender.pruning import threshold
 
 
@@ -82,6 +85,7 @@ def card(pruned: int, changed: int, steps: int) -> dict[str, Any]:
         "pruned": {"count": pruned, "filters": 40, "layers": {"a": {"pruned": list(range(pruned)), "filters": 40}}},
         "output": {"changed_tensors": ["a"] * changed},
         "images": {"for_the_defence": [8, 8]},
+        "start": {"right": 36, "of": 40, "at_chance": False},
         "accuracy": {"before": share, "after": share, "lost": 0, "gained": 0, "p_value": 1.0, "points": 0.0},
     }
 
@@ -97,7 +101,61 @@ def card(pruned: int, changed: int, steps: int) -> dict[str, Any]:
     ],
 )
 def test_the_verdict_says_what_was_done(pruned: int, changed: int, steps: int, said: str) -> None:
-    assert said in verdict(card(pruned, changed, steps))[0]
+    assert said in verdict(card(pruned, changed, steps))[-1]
+
+
+def measured(before: int, after: int, lost: int, gained: int, p_value: float) -> dict[str, Any]:
+    shares = [{"percent": 5.0 * right, "of": 20, "interval": [0.0, 99.0]} for right in (before, after)]
+    more = {"lost": lost, "gained": gained, "p_value": p_value, "points": 5.0 * (gained - lost)}
+    return {"before": shares[0], "after": shares[1], **more}
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "known"),
+    [
+        (measured(18, 18, 0, 0, 1.0), "Clean accuracy is what it was, answer for answer: on 20 held-back images"),
+        (measured(18, 18, 2, 2, 1.0), "Clean accuracy is what it was, as many answers gained as lost (2): "),
+        (measured(18, 16, 3, 1, 0.6), "Clean accuracy changed by no more than chance explains: "),
+        (measured(18, 10, 8, 0, 0.008), "Clean accuracy fell by more than chance explains: "),
+        (measured(10, 18, 0, 8, 0.008), "Clean accuracy rose by more than chance explains: "),
+    ],
+)
+def test_what_is_known_of_accuracy_comes_before_its_numbers(accuracy: dict[str, Any], known: str) -> None:
+    assert verdict({**card(1, 2, 0), "accuracy": accuracy})[0].startswith(known)
+
+
+def test_a_start_at_chance_is_said_before_all_else() -> None:
+    lines = verdict({**card(1, 2, 0), "start": {"right": 3, "of": 40, "at_chance": True}})
+    assert "right on 3 of 40 images" in lines[0] and "no other number on this page means anything" in lines[0]
+    assert len(lines) == 3
+
+
+def judged(statistic: float, references: list[float]) -> dict[str, Any]:
+    return asdict(judge(statistic, references))
+
+
+FOUND = {"statistic": 0.7, "standard_error": 0.05, "images": 200, "layers": {"a": 0.3}}
+TWENTY = [0.01 * number for number in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("found", "known"),
+    [
+        ({"statistic": None, "reason": "no layer has one"}, "Not known."),
+        (FOUND, "Not known."),
+        ({**FOUND, "verdict": judged(0.7, [0.1, 0.2, 0.3])}, "Not known. 3 clean reference models are too few"),
+        ({**FOUND, "verdict": judged(0.1, TWENTY)}, "Nothing shows it."),
+        ({**FOUND, "verdict": judged(0.7, TWENTY)}, "It does: its number lies higher"),
+    ],
+)
+def test_the_detector_says_what_is_known_before_any_number(found: dict[str, Any], known: str) -> None:
+    page = _detector({"detector": found, "pruned": {"layers": {"a": {"shown_as": "a"}}}})
+    text = re.sub(r"<[^>]+>", "", page.replace("<h2>Does the model look backdoored?</h2>", ""))
+    assert text.startswith(known)
+    shown = page.partition("<details>")[0]
+    assert "0.70" not in shown and "class='number'" not in page
+    if found["statistic"] is not None:
+        assert "0.70 ± 0.10" in page and "0.41 to 0.84: chance, 0.5, lies in it" in shown
 
 
 def test_a_suspected_class_is_named() -> None:
