@@ -125,10 +125,7 @@ _FILE = click.Path(path_type=Path)
     "--model", required=True, metavar="FILE", type=_FILE, help="Your checkpoint: safetensors or a state dict."
 )
 @click.option(
-    "--arch",
-    required=True,
-    metavar="NAME",
-    help="resnet18, ..., torchvision/NAME, timm/NAME or PACKAGE.MODULE:FUNCTION.",
+    "--arch", required=True, metavar="NAME", help="resnet18, ..., torchvision/NAME, timm/NAME, PACKAGE.MODULE:FUNCTION."
 )
 @click.option("--images", required=True, metavar="FOLDER", type=_FILE, help="Clean images, a folder for each class.")
 @click.option(

@@ -181,8 +181,9 @@ def test_good_parameters_pass(parameters: Mapping[str, Any]) -> None:
         ("mu", math.nan), ("mu", [2.0, -1.0]), ("samples_per_class", 0), ("n_total", -1), ("seed", -1),
         ("epochs", -1), ("draws", -3), ("draw", -1), ("target", 10), ("mus", []), ("mus", [2.0, -1.0]), ("low_rate", 2),
         ("zoo_rate", 0), ("paper_per_class", 0), ("alpha", 0), ("epsilon", 1.5), ("divisors", [64, 1]),
-        ("divisors", []), ("mu", math.inf), ("mus", [2.0, math.inf]), ("most", 0), ("most", 2**63), ("n_images", 2**63), ("seed", 2**63), ("whole_draws", -1),
-        ("many", -1), ("allowed", 1), ("weight", 0), ("trainings", 0), ("counts", [0, 5]), ("counts", []),
+        ("divisors", []), ("mu", math.inf), ("mus", [2.0, math.inf]), ("most", 0), ("most", 2**63),
+        ("n_images", 2**63), ("seed", 2**63), ("whole_draws", -1), ("many", -1), ("allowed", 1),
+        ("weight", 0), ("trainings", 0), ("counts", [0, 5]), ("counts", []),
     ],
 )  # fmt: skip
 def test_a_parameter_out_of_range_is_refused(name: str, value: object) -> None:
