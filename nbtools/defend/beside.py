@@ -68,13 +68,15 @@ class Type:
 
     def built(self) -> np.dtype[Any]:
         """The type itself; NumPy checks that the parts fit together."""
-        _, order, part, names, fields, size, *_, more = self.state or ("", "=", None, None, None, -1, None)
+        state: Any = self.state or ("", "=", None, None, None, -1, None)
+        _, order, part, names, fields, size, *_, more = state
         if part is not None:
             return np.dtype((part[0].built(), part[1]))
         if names:
             of = [fields[name] for name in names]
             parts = {"formats": [place[0].built() for place in of], "offsets": [place[1] for place in of]}
-            return np.dtype({"names": list(names), **parts, "itemsize": size})
+            whole: Any = {"names": list(names), **parts, "itemsize": size}
+            return np.dtype(whole)
         if self.kind in "Mm" and isinstance(more, tuple):
             unit, count, *_ = more[1]
             unit = unit.decode() if isinstance(unit, bytes) else unit
@@ -154,7 +156,7 @@ class Reading:
         own |= {self._default: collections.defaultdict, self._queue: collections.deque}
         self._meant = own | {made: getattr(pathlib, name) for name, made in self._paths.items()}
 
-    def names(self) -> list[tuple[Callable[..., Any], str]]:
+    def names(self) -> list[Any]:
         """Each function with the name under which a pickle calls it, for `torch.serialization.safe_globals`."""
         own: dict[str, Any] = {"collections.defaultdict": self._default, "collections.deque": self._queue}
         own |= {f"{kind.__module__}.{kind.__name__}": kind for kind in CLASSES}

@@ -206,7 +206,7 @@ def remove(model: nn.Module, mask: Mask, example: Tensor) -> nn.Module:
     left = {unit.conv: mask.pruned[unit.conv].cpu().clone() for unit in units}
     graph = None
     for unit in units:
-        before = duplicate(twin)
+        before, after = duplicate(twin), left
         try:
             graph = graph or _graph(twin, example)
             after = _shrink(twin, graph, unit, units, left)

@@ -173,8 +173,8 @@ def network_of(conv: nn.Module) -> nn.Module:
 def test_a_convolution_that_pads_as_it_runs() -> None:
     torch.manual_seed(0)
     own, plain = network_of(Padding(3, 6, 2, 2)).eval(), nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)))
-    plain.append(nn.Conv2d(3, 6, 2, 2)).extend(copy.deepcopy(own)[1:])
-    plain[1].load_state_dict(own[0].state_dict())
+    plain.append(nn.Conv2d(3, 6, 2, 2)).extend(copy.deepcopy(own)[1:])  # type: ignore[index]
+    plain[1].load_state_dict(own[0].state_dict())  # type: ignore[index]
     odd = IMAGES.floats()[:, :, :7, :7]
     images = type(IMAGES)((odd * 255).round().byte(), IMAGES.labels, IMAGES.classes)
     one, other = components(own, images), components(plain.eval(), images)
@@ -302,7 +302,8 @@ def test_a_network_that_keeps_a_tensor_can_be_copied_and_repaired() -> None:
     with pytest.raises(RuntimeError):
         copy.deepcopy(model)
     twin = duplicate(model)
-    assert twin.kept["gain"][0].equal(model.kept["gain"][0]) and not twin.kept["gain"][0].requires_grad
+    kept, own = (net.kept["gain"][0] for net in (twin, model))  # type: ignore[index]
+    assert kept.equal(own) and not kept.requires_grad
     assert {id(p) for p in twin.parameters()}.isdisjoint(id(p) for p in model.parameters())
     Suspiciousness(mu=0.5)(model, IMAGES)
     FMP(n_images=4, divisor=4, fine_tune=None)(model, IMAGES)
@@ -347,7 +348,7 @@ def test_pairs_are_those_of_eval_mode_and_training_leaves_auxiliary_heads_alone(
     for defence in (FineTuning(epoch), FTSAM(tune=epoch), FMP(n_images=4, divisor=4, fine_tune=epoch)):
         own = Auxiliary()
         repaired = defence(own, IMAGES).model.state_dict()
-        assert not repaired["net.5.weight"].equal(own.net[5].weight), defence
+        assert not repaired["net.5.weight"].equal(own.net[5].weight), defence  # type: ignore[index]
     with pytest.raises(ValueError, match=r"the model gives a Answers in eval mode; it must give logits"):
         FineTuning(epoch)(Always(), IMAGES)
 
