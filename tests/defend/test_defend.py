@@ -226,7 +226,7 @@ def written(folder: Path) -> list[str]:
     ("changed", "more", "said"),
     [
         ({"model": "nothing.pt"}, (), "not there"),
-        ({"arch": "resnet20"}, (), "known: resnet18"),
+        ({"arch": "resnet19"}, (), "known: resnet18"),
         ({"arch": "preact_resnet18"}, (), "It fits --arch resnet18"),
         ({"images": "nothing"}, (), "not a folder"),
         ({"defence": "magic"}, (), "no defence 'magic'"),
