@@ -117,7 +117,7 @@ def test_a_scratch_folder_that_can_not_be_made_is_told_in_a_sentence(tmp_path: P
     (tmp_path / "file").write_text("no folder")
     for folder in (tmp_path / "file", tmp_path / "file" / "scratch"):
         with (
-            dask.config.set({"temporary-directory": str(folder)}),
+            dask.config.set({"temporary-directory": str(folder)}),  # pyright: ignore[reportPrivateImportUsage]
             pytest.raises(ValueError, match=r"can't write in .*file.*DASK_TEMPORARY_DIRECTORY.*; name a folder"),
             cluster(1),
         ):

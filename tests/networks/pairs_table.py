@@ -51,7 +51,7 @@ def networks(done: set[tuple[str, str]]) -> Iterator[tuple[str, str, str, nn.Mod
     for name in TIMM.split():
         if ("timm", name) not in done:
             model = empty(partial(timm.create_model, name, pretrained=False))
-            yield "timm", timm.__version__, name, model, model.default_cfg["input_size"][1]
+            yield "timm", timm.__version__, name, model, timm.get_pretrained_cfg(name).input_size[1]
     for name in torchvision.models.list_models(module=torchvision.models):
         if ("torchvision", name) not in done:
             model = empty(partial(torchvision.models.get_model, name))
