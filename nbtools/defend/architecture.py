@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from nbtools.defend.kinds import HEAD_NAMES, KINDS, RESNET_NAMES, Kind, Shapes, elsewhere
+from nbtools.defend.names import is_statistic
 from nbtools.networks.cifar import CifarResNet, WideResNet
 
 FORMS = "torchvision/NAME, timm/NAME, PACKAGE.MODULE:FUNCTION"
@@ -80,7 +81,7 @@ def check_arch(arch: str, strides: Sequence[int] | None) -> None:
 
 @functools.cache
 def _built(arch: str) -> Kind:
-    """A kind whose classifier and stem are found by building it twice."""
+    """A kind whose classifier, stem and own normalisation are found by building it twice."""
     try:
         builder = _builder(arch)
         one, two = (builder(classes, aux=True) for classes in PROBES)
@@ -100,7 +101,9 @@ def _built(arch: str) -> Kind:
     def build(given: Shapes, _strides: Sequence[int], classes: int) -> nn.Module:
         return builder(classes, aux=any("aux" in name.lower() for name in given))
 
-    return elsewhere(build, convs[0], heads[::-1] or linear[::-1])
+    values = [*one.named_buffers(), *one.named_parameters()]
+    own = [name for name, value in values if is_statistic(name, value)]
+    return elsewhere(build, convs[0], heads[::-1] or linear[::-1], own_statistics=own)
 
 
 def _rows(one: Shapes, other: Shapes, name: str) -> bool:

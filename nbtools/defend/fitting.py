@@ -77,7 +77,7 @@ def fit(
         state: the file's names to tensors; what is no tensor is left aside.
         arch: as in `nbtools.defend.architecture.kind_of`.
         strides: of the stem and the four stages; None is (1, 1, 2, 2, 2), or what `EARLY_STRIDES` says.
-        mean, std: of the normalisation; None takes the file's own, or CIFAR-10's.
+        mean, std: of the normalisation; None takes the network's or the file's own, or CIFAR-10's.
         key: what stands before the names of the network that is meant, where there are several: "teacher".
 
     Raises:
@@ -97,7 +97,7 @@ def fit(
     model, shown, taken = network.matched
     names = {ours: network.keys[theirs] for ours, theirs in shown.items()}
     dtypes = _dtypes({ours: state[key] for ours, key in names.items()}, names)
-    normalise, source, doubt = _normalisation(network.statistics, mean, std)
+    normalise, source, doubt = _normalisation(network.statistics, mean, std, bool(kind.own_statistics))
     notes = [*network.notes, source]
     if strides is None and taken == EARLY_STRIDES:
         notes.append(f"The first stage has a shortcut of its own, so the strides were taken to be {EARLY_STRIDES}.")
@@ -202,7 +202,7 @@ def _dtypes(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[st
 
 
 def _normalisation(
-    own: Mapping[str, Tensor], mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+    own: Mapping[str, Tensor], mean: tuple[float, ...] | None, std: tuple[float, ...] | None, inside: bool
 ) -> tuple[Normalise, str, str]:
     """The layer, where its numbers are from, and what may be wrong with them; "" where one of them is nothing."""
     theirs = None
@@ -213,7 +213,11 @@ def _normalisation(
         doubt = (
             f"The file has a normalisation of its own, {theirs}; --mean and --std were used instead." if differ else ""
         )
+        if inside:
+            doubt = "The network normalises its images itself, and --mean and --std were used before that."
         return Normalise(mean, std), "The normalisation is that of --mean and --std.", doubt
+    if inside:
+        return Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), "The network normalises its images itself.", ""
     if theirs is not None:
         return Normalise(*theirs), "The normalisation is the file's own.", ""
     doubt = "Neither --mean and --std nor the file gave a normalisation, so CIFAR-10's was used."

@@ -42,6 +42,7 @@ class Kind:
         heads: names that the classifier may have.
         renames: patterns of names that others use, and ours.
         strided: whether the strides, which no shape tells, can be given.
+        own_statistics: names of the mean and std by which the network normalises its images itself.
     """
 
     build: Callable[[Shapes, Sequence[int], int], nn.Module]
@@ -49,6 +50,7 @@ class Kind:
     heads: tuple[str, ...]
     renames: tuple[tuple[str, str], ...] = ()
     strided: bool = False
+    own_statistics: tuple[str, ...] = ()
 
     def our_name(self, name: str) -> str:
         """What a tensor that others call so is called here."""
@@ -67,11 +69,12 @@ def elsewhere(
     stem: str,
     heads: Sequence[str],
     renames: tuple[tuple[str, str], ...] = (),
+    own_statistics: Sequence[str] = (),
 ) -> Kind:
     """A kind from one whose network takes images that are normalised already: `Normalising` holds it, under `WITHIN`.
 
     Args:
-        build, stem, heads, renames: as in `Kind`, of the network alone.
+        build, stem, heads, renames, own_statistics: as in `Kind`, of the network alone.
     """
 
     def held(shapes: Shapes, strides: Sequence[int], classes: int) -> nn.Module:
@@ -79,7 +82,13 @@ def elsewhere(
             build({name.removeprefix(WITHIN): shape for name, shape in shapes.items()}, strides, classes)
         )
 
-    return Kind(held, WITHIN + stem, tuple(WITHIN + head for head in heads), (*renames, (r"^", WITHIN)))
+    return Kind(
+        held,
+        WITHIN + stem,
+        tuple(WITHIN + head for head in heads),
+        (*renames, (r"^", WITHIN)),
+        own_statistics=tuple(WITHIN + name for name in own_statistics),
+    )
 
 
 def _torchvision_resnet(block: type, layers: Sequence[int]) -> Kind:

@@ -86,6 +86,11 @@ def unwrapped(key: str) -> str:
     return ".".join(part for part in key.split(".") if part not in WRAPPERS)
 
 
+def is_statistic(name: str, value: Tensor) -> bool:
+    """Whether a tensor is a normalisation's mean or std, by its name and size."""
+    return STATISTIC.fullmatch(name) is not None and value.numel() == 3
+
+
 def first(names: Sequence[str]) -> str:
     """The first few of a list, and whether there are more."""
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
@@ -116,7 +121,7 @@ def find(tensors: Mapping[str, Tensor], kind: Kind, match: Callable[[Mapping[str
         name = unwrapped(key)
         if LEFTOVER.fullmatch(key) and value.numel() == 1:
             continue
-        if (found := STATISTIC.fullmatch(name)) and value.numel() == 3:
+        if is_statistic(name, value) and not any(kind.our_name(t) in kind.own_statistics for t in _tails(name, 1)):
             statistics[name] = value
         elif name in keys:
             raise SeveralNetworks(
@@ -175,10 +180,10 @@ def _under(prefix: str, free: Mapping[str, str], kind: Kind) -> dict[str, str]:
     return names | {name.removeprefix(before): key for name, key in rest.items()}
 
 
-def _tails(name: str) -> Iterator[str]:
-    """A name, and what is left of it without its first part, its first two, ..."""
+def _tails(name: str, least: int = 2) -> Iterator[str]:
+    """A name, and what is left of it without its first part, its first two, ..., down to so many parts."""
     parts = name.split(".")
-    return (".".join(parts[place:]) for place in range(len(parts) - 1))
+    return (".".join(parts[place:]) for place in range(len(parts) - least + 1))
 
 
 def _main(prefixes: Sequence[str], wanted: str) -> str:

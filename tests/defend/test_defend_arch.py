@@ -58,6 +58,43 @@ def test_a_network_from_elsewhere_answers_as_it_did(arch: str, build: Callable[[
     assert [fitted.own_name(unit.conv) for unit in units] == [f"module.{name}" for name in names]
 
 
+class Prepared(nn.Module):
+    """A network that normalises its images itself, by buffers that its file holds or not."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, num_classes: int = 10, kept: bool = True) -> None:
+        super().__init__()
+        for name, values in (("mean", MEAN), ("std", STD)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=kept)
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv((images - self.mean) / self.std)).relu().mean((2, 3)))
+
+
+def unkept(num_classes: int = 10) -> nn.Module:
+    return Prepared(num_classes, kept=False)
+
+
+@pytest.mark.parametrize("before", ["", "module.", "net."])
+@pytest.mark.parametrize("build", [Prepared, unkept])
+def test_a_network_that_normalises_its_images_itself_gets_them_as_they_are(
+    build: Callable[[int], nn.Module], before: str
+) -> None:
+    model, images = lively(build(4)), squares(2, 32)[0] / 255
+    state = {before + name: value for name, value in model.state_dict().items()}
+    arch = f"test_defend_arch:{build.__name__}"
+    fitted = fit(state, arch)
+    told = fit(state, arch, None, MEAN, STD)
+    with torch.no_grad():
+        torch.testing.assert_close(fitted.model(images), model(images))
+        torch.testing.assert_close(told.model(images), model(normalised(255 * images)))
+    assert (fitted.warnings, fitted.notes[-1:]) == ((), ("The network normalises its images itself.",))
+    assert "itself, and --mean and --std were used before that" in told.warnings[0]
+
+
 def test_a_network_of_timm_answers_as_it_did() -> None:
     timm = pytest.importorskip("timm")
     model, images = lively(timm.create_model("mobilenetv3_small_050", num_classes=5)), squares(2, 64)[0]
