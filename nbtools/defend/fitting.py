@@ -19,6 +19,8 @@ from nbtools.networks.architectures import MEAN, STD, Normalise
 from nbtools.settings import STRIDES
 
 EARLY = re.compile(r"^layer1\.0\.(?:shortcut|downsample)\.")
+IN_PARTS = re.compile(r"(?:.*\.)?(?:parametrizations\..*|weight_(?:orig|mask|g|v))")
+"""A tensor of which, with others, a weight is made each time that the network runs."""
 EARLY_STRIDES = (1, 2, 2, 2, 2)
 """No shape tells strides, but the first stage has a convolution on its shortcut only where it halves the image."""
 
@@ -91,6 +93,12 @@ def fit(
     except SeveralNetworks:
         raise
     except ValueError as error:
+        if parts := [name for name in tensors if IN_PARTS.fullmatch(name)]:
+            raise ValueError(
+                f"The file holds weights in parts ({first(parts)}), as masks and weight norms leave them. Make each "
+                "one tensor before you save it, with torch.nn.utils.prune.remove, remove_weight_norm, "
+                "remove_spectral_norm or parametrize.remove_parametrizations"
+            ) from None
         fitting = [other for other in (*KINDS, *OWN) if other != arch and _matches(tensors, other, key)]
         advice = f". It fits --arch {' or '.join(fitting)}" if fitting else ""
         raise ValueError(f"{error}{advice}") from None

@@ -23,7 +23,8 @@ LEFTOVER = re.compile(r"(?:.*\.)?(?:total_ops|total_params|n_averaged|initted|st
 """What counters and averagers leave in a state dict; no layer needs it."""
 STATISTIC = re.compile(r"(?:.*\.)?_?(mean|std)")
 MEASURE = re.compile(
-    r"(?i).*(?:criterion|loss|metric|accura|auroc|confusion|confmat|(?:class|pos)_?weight|(?<![a-z])(?:acc|f1)(?![a-z]))"
+    r"(?i).*(?:criterion|loss|metric|accura|auroc|confusion|confmat|entropy|smooth(?:er|ing)|(?:class|pos)_?weight|"
+    r"(?<![a-z])(?:acc|f1|auc|ce|bce|nll|xent|mse|precision|recall)(?![a-z]))"
 )
 """A loss or a measure with tensors of its own: no part of the network wherever it stands."""
 SMALL = 5

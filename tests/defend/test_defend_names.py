@@ -1,12 +1,14 @@
 """What a layer is called: as its file calls it, without what wrappers put before it."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from nbtools.defend import options
 from nbtools.defend.architecture import kind_of
@@ -89,6 +91,10 @@ FOUND: list[tuple[dict[str, Tensor], str]] = [
     (STATE | {"criterion.weight": torch.ones(10), "train_acc.tp": torch.zeros(10)}, ""),
     (under("model.", STATE) | {"criterion.weight": torch.ones(10)}, ""),
     (under("model.", STATE) | {"class_weights": torch.ones(10), "loss.net.conv1.weight": torch.ones(4, 3, 3, 3)}, ""),
+    (
+        STATE | {"ce.weight": torch.ones(10), "label_smoother.eps": torch.tensor(0.1), "val_auc.preds": torch.ones(5)},
+        "",
+    ),
     (under("module.", STATE) | ONE_VALUE, ""),
     (STATE | under("ema_model.", OTHER), ""),
     (under("ema.", OTHER) | under("model.", STATE), ""),
@@ -137,6 +143,24 @@ def test_what_lies_beside_the_network_is_said() -> None:
     assert copies.warnings == ("The weights under ema_model were left as they are: still to be suspected.",)
     compiled = fit(replaced(r"^layer1\.", "layer1._orig_mod.", STATE), "resnet18", **PLAIN)
     assert compiled.notes[0] == "Names were read without '_orig_mod.' in them."
+
+
+PARTED: dict[str, Callable[[nn.Module], object]] = {
+    "a mask": lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
+    "weight norm": lambda conv: nn.utils.weight_norm(conv),
+    "parametrised": lambda conv: nn.utils.parametrizations.weight_norm(conv),
+    "spectral norm": lambda conv: nn.utils.spectral_norm(conv),
+}
+
+
+@pytest.mark.parametrize("part", PARTED)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("layer", ["conv1", "layer1.0.conv1", "fc"])
+def test_weights_in_parts_are_told_as_that(part: str, layer: str) -> None:
+    model = ResNet18(10, 16)
+    PARTED[part](model.get_submodule(layer))
+    with pytest.raises(ValueError, match=rf"weights in parts \({layer}\..*Make each one tensor before you save it"):
+        fit(model.state_dict(), "resnet18")
 
 
 @pytest.mark.parametrize(
