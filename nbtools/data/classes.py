@@ -6,6 +6,8 @@ import codecs
 import os
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from nbtools.data.listing import LIST, class_folders, first, kind_of
@@ -35,9 +37,18 @@ def class_names(folder: Path, num_classes: int) -> tuple[str, ...]:
         raise ValueError(
             f"the model tells {num_classes} classes apart, and {source} {len(names)}: {first(names, 20) or 'none'}. "
             f"Every class needs a folder (an empty one will do), or a line in {folder / LIST}, in the order of the "
-            "model's outputs"
+            f"model's outputs{_within(folder, names, num_classes)}"
         )
     return names
+
+
+def _within(folder: Path, names: Sequence[str], num_classes: int) -> str:
+    """Which folder inside has as many classes as the model, as `train` and `val` of a data set have."""
+    right: list[str] = []
+    for place in (folder / name for name in names):
+        with suppress(ValueError):  # one that can't be entered, or is not there
+            right += [str(place)] if len(class_folders(place)) == num_classes else []
+    return f". As many are in {' and in '.join(right)}: one of these may be meant" if right else ""
 
 
 def class_order(folder: Path) -> tuple[str, ...]:

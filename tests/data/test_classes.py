@@ -26,6 +26,19 @@ def test_a_dead_link_to_a_class_is_refused_and_not_a_class_less(two: Path) -> No
         class_names(two, 2)
 
 
+def test_the_folder_that_is_meant_is_named_where_its_parent_was_given(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for name in "abc":
+            (tmp_path / part / name).mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match=r"holds 3: other, train, val") as caught:
+        class_names(tmp_path, 10)
+    assert "As many" not in str(caught.value)
+    (tmp_path / "val" / "d").mkdir()
+    with pytest.raises(ValueError, match=r"As many are in \S*/val: one of these may be meant$"):
+        class_names(tmp_path, 4)
+
+
 @pytest.mark.parametrize(
     "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-16-le", "utf-16-be unmarked", "utf-32"]
 )
