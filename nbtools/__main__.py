@@ -151,6 +151,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: the GPU where there is one.")
 @click.option("--force", is_flag=True, help="Replace what is already at --out.")
 @click.option("--anyway", is_flag=True, help="Go on where the model is right no more often than chance.")
+@click.option("--shrink", is_flag=True, help="Also write the network without its pruned filters: ONNX, safetensors.")
 def defend(**given: Any) -> None:
     """Clean a model of yours: a checkpoint and clean images in; a repaired checkpoint, a page and a card out.
 
@@ -191,7 +192,7 @@ def defend(**given: Any) -> None:
     late = [f"Warning: {warning}" for warning in card["warnings"] if warning not in job.warnings]
     for line in [*card["verdict"], *late]:
         click.echo(line)
-    for name, path in zip(("Page", "Card", "Model"), job.outputs, strict=True):
+    for name, path in zip(("Page", "Card", "Model", "Small", "ONNX"), job.outputs, strict=False):
         click.echo(f"{name:<6} {path}")
 
 

@@ -44,6 +44,7 @@ class Request:
     device: str | None = None
     force: bool = False
     anyway: bool = False
+    shrink: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ class Job:
     """A request that was found good, with all that it needs."""
 
     request: Request
-    outputs: tuple[Path, Path, Path]
+    outputs: tuple[Path, ...]
     defence: Defence
     checkpoint: Checkpoint
     fitted: Fitted

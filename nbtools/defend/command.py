@@ -22,6 +22,9 @@ from nbtools.defend.figures import score_figure
 from nbtools.defend.findings import detector, read_references, right
 from nbtools.defend.fitting import Fitted, fit
 from nbtools.defend.report import page
+from nbtools.defend.shrink import ENDINGS as SMALL
+from nbtools.defend.shrink import check_shrink, shrink
+from nbtools.defend.smaller import sentences
 from nbtools.defend.start import begin
 from nbtools.defender.choices import make_defence
 from nbtools.defender.learning import check_inputs
@@ -68,6 +71,8 @@ def prepare(request: Request, say: Callable[[str], None] = lambda _: None) -> Jo
         height, width = learn.size
         reason = str(error).splitlines()[0]
         raise ValueError(f"{request.arch} can't compute images of {width}x{height} ({reason}); see --size") from None
+    if request.shrink:
+        check_shrink(fitted.model, learn)
     say(
         f"{request.model.name}: {fitted.arch}, width {fitted.width}, {fitted.num_classes} classes. {len(learn)} "
         f"clean images for the defence, {len(held)} held back."
@@ -83,8 +88,8 @@ def prepare(request: Request, say: Callable[[str], None] = lambda _: None) -> Jo
     return job
 
 
-def _outputs(request: Request) -> tuple[Path, Path, Path]:
-    """The page's, the card's and the checkpoint's place, all free to be written."""
+def _outputs(request: Request) -> tuple[Path, ...]:
+    """The page's, the card's, the checkpoint's and the smaller network's places, all free to be written."""
     out = request.out
     known = {ending for endings in ENDINGS.values() for ending in endings}
     stem = out.name.removesuffix(out.suffix) if out.suffix.lower() in known else out.name
@@ -94,7 +99,8 @@ def _outputs(request: Request) -> tuple[Path, Path, Path]:
         )
     if not out.parent.is_dir():
         raise ValueError(f"the folder of --out, {out.parent}, is not there; make it first")
-    outputs = (out.with_name(f"{stem}.html"), out.with_name(f"{stem}.json"), out)
+    small = [out.with_name(f"{stem}{ending}") for ending in SMALL] if request.shrink else []
+    outputs = (out.with_name(f"{stem}.html"), out.with_name(f"{stem}.json"), out, *small)
     for path in outputs:
         for name, given in (("--model", request.model), ("--references", request.references)):
             if given is not None and path.exists() and given.exists() and path.samefile(given):
@@ -110,7 +116,7 @@ def _outputs(request: Request) -> tuple[Path, Path, Path]:
 
 
 def defend(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
-    """Repair, measure, and write the three files at once; returns the card.
+    """Repair, measure, and write all files at once; returns the card.
 
     Raises:
         DivergedError, ValueError: where the defence can't do its work; nothing is then written.
@@ -123,15 +129,25 @@ def defend(job: Job, say: Callable[[str], None]) -> dict[str, Any]:
     say(f"Repairing: {job.defence!r} ...")
     repair = job.defence(model, job.learn)
     changes = changed(fitted, job.checkpoint, repair.model)
-    after = right(_as_saved(fitted, repair.model, job.checkpoint.state, changes), job.held)
+    saved = _as_saved(fitted, repair.model, job.checkpoint.state, changes)
+    after = right(saved, job.held)
     data = job.checkpoint.serialised(changes)
     card = make_card(job, repair, changes, data, after, looked)
+    files = [data]
+    if job.request.shrink:
+        say("Taking out silent filters ...")
+        card["shrunk"], small = shrink(saved, fitted, job.checkpoint, job.held)
+        for file, path in zip(card["shrunk"]["files"], job.outputs[3:], strict=True):
+            file["file"] = path.name
+        files += small
     card["seconds"] = round(time.perf_counter() - started, 2)
     short = {unit.conv: fitted.short_name(unit.conv) for unit in prunable_units(model)}
     mu, scope = getattr(job.defence, "mu", None), getattr(job.defence, "scope", "layer")
     figure = score_figure(repair.scores, repair.mask, short, mu, scope) if repair.scores else ""
     text = json.dumps(card, indent=2, allow_nan=False, ensure_ascii=False)
-    place(dict(zip(job.outputs, (page(card, figure).encode(), f"{text}\n".encode(), data), strict=True)))
+    place(dict(zip(job.outputs, (page(card, figure).encode(), f"{text}\n".encode(), *files), strict=True)))
+    for line in sentences(card) if job.request.shrink else ():
+        say(line)
     return card
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from nbtools.defend import smaller
 from nbtools.defend.style import STYLE
 from nbtools.wording import readable
 
@@ -96,7 +97,8 @@ def page(card: Card, figure: str) -> str:
             "<p>A point is a filter; crosses are pruned.</p>",
         )
     card = {**card, "verdict": [line.replace(" %", "\u00a0%") for line in card["verdict"]]}
-    sections = [_first_screen(card), _accuracy(card), _layers(card), drawn, _detector(card), _settings(card)]
+    sections = [_first_screen(card), _accuracy(card), _layers(card), drawn, smaller.section(card)]
+    sections += [_detector(card), _settings(card)]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

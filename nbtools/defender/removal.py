@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,9 @@ class _Refused(ValueError):
     """A step that would change an answer, or that a layer's form does not allow."""
 
 
-def take_out(model: nn.Module, pruned: Mapping[str, Tensor], example: Tensor) -> Removal:
+def take_out(
+    model: nn.Module, pruned: Mapping[str, Tensor], example: Tensor, name_of: Callable[[str], str] = str
+) -> Removal:
     """Cut pruned filters out, one layer after the other.
 
     Args:
@@ -77,18 +79,19 @@ def take_out(model: nn.Module, pruned: Mapping[str, Tensor], example: Tensor) ->
         pruned: convolution name to bool `[filters]`.
         example: one float batch `[n, 3, h, w]` of images that the network takes; two of them are compared with, and
             images of noise.
+        name_of: what the record calls a layer.
     """
     total = sum(int(part.sum()) for part in pruned.values())
     try:
-        cutting = _Cutting(model, pruned, example)
+        cutting = _Cutting(model, pruned, example, name_of)
     except Exception as error:  # whatever a forward raises when it is given noise, or float64
         why = f"the network can't be checked ({_said(error)})"
-        left = [Left(name, int(part.sum()), why) for name, part in pruned.items() if part.any()]
+        left = [Left(name_of(name), int(part.sum()), why) for name, part in pruned.items() if part.any()]
         return Removal(duplicate(model).eval().requires_grad_(False), total, tuple(left))
     for name in pruned:
         cutting.cut(name)
     reasons = {name: Counter(why[i] for i in _numbers(cutting.left[name])) for name, why in cutting.why.items()}
-    left = [Left(name, count, reason) for name, found in reasons.items() for reason, count in found.items()]
+    left = [Left(name_of(name), count, reason) for name, found in reasons.items() for reason, count in found.items()]
     return Removal(cutting.finished(model), total, tuple(left))
 
 
@@ -96,10 +99,13 @@ class _Cutting:
     """The network as far as it is cut, in float64, and what is known of its layers.
 
     Args:
-        model, pruned, example: as for `take_out`.
+        model, pruned, example, name_of: as for `take_out`.
     """
 
-    def __init__(self, model: nn.Module, pruned: Mapping[str, Tensor], example: Tensor) -> None:
+    def __init__(
+        self, model: nn.Module, pruned: Mapping[str, Tensor], example: Tensor, name_of: Callable[[str], str]
+    ) -> None:
+        self.name_of = name_of
         self.model = duplicate(model).eval().double().requires_grad_(True)  # torch-pruning reads the autograd graph
         self.left = {name: part.cpu().clone() for name, part in pruned.items()}  # of the filters that are there now
         self.why = {name: [""] * len(part) for name, part in pruned.items()}
@@ -144,11 +150,11 @@ class _Cutting:
             return self.graph.get_pruning_group(root, tp.prune_conv_out_channels, idxs=list(numbers))
 
         refused = self._not_silent(group_of(asked), names)
-        _balance(group_of(asked), names, refused)
+        self._balance(group_of(asked), names, refused)
         gone = [number for number in asked if number not in refused]
         if gone and not self.graph.check_pruning_group(group_of(gone)):
             refused[gone[0]] = SOLE
-            _balance(group_of(asked), names, refused)
+            self._balance(group_of(asked), names, refused)
             gone = [number for number in asked if number not in refused]
         self.why[conv] = [refused.get(number, old) for number, old in enumerate(self.why[conv])]
         if not gone:
@@ -183,9 +189,10 @@ class _Cutting:
                 value = float("nan") if values is None else float(values[number])
                 if value == 0:
                     continue
-                reason = f"in their channels {taker or OUTPUT} also gets what other layers give"
+                shown = self.name_of(taker) if taker else OUTPUT
+                reason = f"in their channels {shown} also gets what other layers give"
                 if value == value:
-                    reason = f"in their channels {taker} gets the constant {value:.3g}, not 0"
+                    reason = f"in their channels {shown} gets the constant {value:.3g}, not 0"
                 refused.setdefault(filter_, reason)
         return refused
 
@@ -197,25 +204,26 @@ class _Cutting:
             if now.shape != before.shape and name in cut:
                 self.answers[name, call] = now
             elif now.shape != before.shape or not (now - before).abs().max() <= EQUAL * before.abs().max():
-                raise _Refused(f"without them {name} would give something else")
+                shown = name if name == OUTPUT else self.name_of(name)
+                raise _Refused(f"without them {shown} would give something else")
 
-
-def _balance(group: Any, names: Mapping[nn.Module, str], refused: dict[int, str]) -> None:
-    """Refuse as many as it takes for each group of a grouped convolution to lose as many channels as the others."""
-    items = [item for item in group.items if _grouped(item.dep.target.module)]
-    before = -1
-    while before != len(refused):
-        before = len(refused)
-        for item in items:
-            conv = item.dep.target.module
-            channels = conv.in_channels if "in_channels" in item.dep.handler.__name__ else conv.out_channels
-            parts: list[list[int]] = [[] for _ in range(conv.groups)]
-            for number, filter_ in zip(item.idxs, item.root_idxs, strict=True):
-                if filter_ not in refused:
-                    parts[number // (channels // conv.groups)].append(filter_)
-            least = min(map(len, parts))
-            reason = f"each of the {conv.groups} groups of {names[conv]} must lose as many channels as the others"
-            refused.update(dict.fromkeys((filter_ for part in parts for filter_ in part[least:]), reason))
+    def _balance(self, group: Any, names: Mapping[nn.Module, str], refused: dict[int, str]) -> None:
+        """Refuse as many as it takes for each group of a grouped convolution to lose as many channels as the others."""
+        items = [item for item in group.items if _grouped(item.dep.target.module)]
+        before = -1
+        while before != len(refused):
+            before = len(refused)
+            for item in items:
+                conv = item.dep.target.module
+                channels = conv.in_channels if "in_channels" in item.dep.handler.__name__ else conv.out_channels
+                parts: list[list[int]] = [[] for _ in range(conv.groups)]
+                for number, filter_ in zip(item.idxs, item.root_idxs, strict=True):
+                    if filter_ not in refused:
+                        parts[number // (channels // conv.groups)].append(filter_)
+                least = min(map(len, parts))
+                shown = self.name_of(names[conv])
+                reason = f"each of the {conv.groups} groups of {shown} must lose as many channels as the others"
+                refused.update(dict.fromkeys((filter_ for part in parts for filter_ in part[least:]), reason))
 
 
 def _grouped(module: object) -> bool:
