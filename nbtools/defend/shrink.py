@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from nbtools.data.images import Images
+from nbtools.data.images import Images, to_floats
 from nbtools.defend.checkpoint import Checkpoint
 from nbtools.defend.fitting import Fitted
 from nbtools.defender.removal import Removal, take_out
@@ -80,14 +80,14 @@ def shrink(
     file = safetensors.torch.load(weights)
     fit_to(reloaded, {ours: file[name] for ours, name in fitted.names.items()})
     runs = {"safetensors": lambda batch: reloaded(batch), "ONNX": _runtime(onnx)}
-    batch = held.floats()[:TIMED]
+    batch = to_floats(held.images[:TIMED])
     before, after = (duplicate(model).to(device) for model in (plain, removal.model))
     record = {
         "removed": removal.removed,
         "pruned": removal.pruned,
         "left": [vars(part) for part in removal.left],
         "parameters": [sum(p.numel() for p in model.parameters()) for model in (plain, removal.model)],
-        "flops": [_flops(model, images.floats()[:1]) for model in (plain, removal.model)],
+        "flops": [_flops(model, to_floats(images.images[:1])) for model in (plain, removal.model)],
         "milliseconds": _milliseconds(before, after, batch),
         "batch": len(batch),
         "same_answers": _checked(plain, runs, images),
@@ -103,7 +103,7 @@ def cut(model: nn.Module, images: Images, name_of: Callable[[str], str] = str) -
         norm = model.get_submodule(unit.bn)
         assert isinstance(norm, nn.BatchNorm2d)
         silent[unit.conv] = (norm.weight == 0) & (norm.bias == 0)
-    return take_out(model, silent, images.floats()[:2], name_of)
+    return take_out(model, silent, to_floats(images.images[:2]), name_of)
 
 
 def own_name(fitted: Fitted, module: str) -> str:
@@ -158,7 +158,7 @@ def fit_to(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def _exported(model: nn.Module, images: Images) -> torch.export.ExportedProgram:
     """The network as torch.export sees it, for batches of any size."""
-    example = images.floats()[:1].expand(2, -1, -1, -1).contiguous()
+    example = to_floats(images.images[:1]).expand(2, -1, -1, -1).contiguous()
     try:
         return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # whatever somebody's forward raises
