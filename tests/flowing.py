@@ -10,6 +10,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
+def empty(build: Callable[[], nn.Module]) -> nn.Module:
+    """A network on the device "meta"; one that computes its shapes with tensors is built with its weights first."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:
+        return build().to("meta")
+
+
 class Arguments(TorchDispatchMode):
     """Keeps the tensors that every operation takes in."""
 

@@ -3,19 +3,18 @@
 `PYTHONPATH=.:tests python tests/networks/pairs_table.py OUT.csv` makes it, or goes on with it.
 
 Each network is built without weights on the device "meta"; the reference is a forward pass with hooks at the network's
-own size. It takes a few minutes on one core, and timm, which no test needs: `pip install timm`.
+own size. It takes a few minutes on one core.
 """
 
 import csv
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import torch
 import torchvision
-from flowing import pairs_of_a_forward_pass
+from flowing import empty, pairs_of_a_forward_pass
 from torch import nn
 
 from nbtools.networks.units import prunable_units
@@ -35,15 +34,6 @@ for other layers in them (convolutions that pad as they run, attention among con
 COLUMNS = ("library", "version", "network", "pairs_by_hooks", "found", "missed", "extra", "how", "refused_why")
 
 
-def empty(build: Callable[[], nn.Module]) -> nn.Module:
-    """A network on the device "meta"; one that computes its shapes with tensors is built with its weights first."""
-    try:
-        with torch.device("meta"):
-            return build()
-    except NotImplementedError:
-        return build().to("meta")
-
-
 def networks(done: set[tuple[str, str]]) -> Iterator[tuple[str, str, str, nn.Module, int]]:
     """Library, version, name, the network and the side of its images, of those that are not done."""
     import timm  # type: ignore[import-not-found]
@@ -51,7 +41,9 @@ def networks(done: set[tuple[str, str]]) -> Iterator[tuple[str, str, str, nn.Mod
     for name in TIMM.split():
         if ("timm", name) not in done:
             model = empty(partial(timm.create_model, name, pretrained=False))
-            yield "timm", timm.__version__, name, model, timm.get_pretrained_cfg(name).input_size[1]
+            config = timm.get_pretrained_cfg(name)
+            assert config is not None
+            yield "timm", timm.__version__, name, model, config.input_size[1]
     for name in torchvision.models.list_models(module=torchvision.models):
         if ("torchvision", name) not in done:
             model = empty(partial(torchvision.models.get_model, name))

@@ -3,13 +3,14 @@
 import copy
 import csv
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
-from flowing import pairs_of_a_forward_pass
+from flowing import empty, pairs_of_a_forward_pass
 from tiny import pictures
 from torch import Tensor, nn
 from torchvision.models import get_model, googlenet
@@ -331,11 +332,15 @@ def test_the_table_of_other_peoples_networks_is_what_is_found() -> None:
     assert all(row["found"] == row["pairs_by_hooks"] and row["missed"] == row["extra"] == "0" for row in rows)
     libraries = Counter(row["library"] for row in rows)
     assert libraries["torchvision"] == 58 and libraries["timm"] >= 40
+    few = "mnasnet0_5 resnet18 rexnet_100 levit_128s efficientvit_b0 mobilevit_xxs efficientformer_l1 hrnet_w18_small"
+    tried = 0
     for row in rows:
-        if row["network"] in ("mnasnet0_5", "resnet18"):
-            with torch.device("meta"):
-                units = prunable_units(get_model(row["network"]))
-            assert [str(len(units)), units.how] == [row["found"], row["how"]]
+        if row["network"] in few.split():
+            create = get_model if row["library"] == "torchvision" else pytest.importorskip("timm").create_model
+            units = prunable_units(empty(partial(create, row["network"])))
+            assert [str(len(units)), units.how] == [row["found"], row["how"]], row["network"]
+            tried += 1
+    assert tried == 8
 
 
 def test_pairs_are_those_of_eval_mode_and_training_leaves_auxiliary_heads_alone() -> None:
