@@ -12,11 +12,19 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+MOST_WHOLE = 2**63 - 1
+"""The largest whole number, without its sign: what torch, numpy and tables count with."""
+
 
 def parse(text: str) -> Any:
-    """The Python literal that a text spells (3, 5e-2, True, [1, 2]), or the text itself where it spells none."""
+    """The Python literal that a text spells (3, 5e-2, True, [1, 2]), or the text itself where it spells none.
+
+    A number of thousands of digits that Python itself would not write out again is no literal here.
+    """
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
+        repr(value)
+        return value
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
 
@@ -56,6 +64,28 @@ def infinite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
+def storable(value: Any) -> bool:
+    """Whether a notebook's file holds a value exactly.
+
+    It does None, a bool, text, a finite number (a whole one of at most 63 bits), and lists, tuples and dicts of these,
+    a dict with texts as its keys.
+    """
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and storable(key) and storable(part) for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(storable, value))
+    if isinstance(value, str):
+        return not any("\ud800" <= letter <= "\udfff" for letter in value)  # bytes of the shell that are no UTF-8
+    return value is None or (isinstance(value, int | float) and not infinite(value) and not too_large(value))
+
+
+def too_large(value: Any) -> bool:
+    """Whether a value is a whole number of more than 63 bits, or holds one."""
+    if isinstance(value, dict | list | tuple | set):
+        return any(map(too_large, value))
+    return isinstance(value, int) and abs(value) > MOST_WHOLE
+
+
 def options_of(wanted: Any) -> tuple[Any, ...]:
     """The annotations that a union joins; of anything else, itself alone."""
     return get_args(wanted) if get_origin(wanted) in (Union, types.UnionType) else (wanted,)
@@ -65,8 +95,8 @@ def fit(value: Any, wanted: Any) -> Any:
     """A value as the wanted type.
 
     A whole number may stand for a float, a list for a tuple and the other way round, a dataclass's name for it with its
-    defaults, and a text for what it spells where no text is wanted (YAML takes 5e-2 for one). A bool is no number, and
-    a number is finite.
+    defaults, and a text for what it spells where no text is wanted (YAML takes 5e-2 for one). A bool is no number, a
+    number is finite, and a whole one has at most 63 bits.
 
     Args:
         value: any.
@@ -90,13 +120,15 @@ def fit(value: Any, wanted: Any) -> Any:
             continue
     if isinstance(value, str) and str not in options and not isinstance(literal := parse(value), str):
         return fit(literal, wanted)
-    raise TypeError(f"{value!r} is not {said(wanted)}")
+    raise TypeError(f"{value!r} is not {said(wanted)}" + ", it is too large" * too_large(value))
 
 
 def _fit_one(value: Any, wanted: Any) -> Any:
     origin, inner = get_origin(wanted), get_args(wanted)
     if origin is Literal and value in inner:
         return value
+    if too_large(value):
+        raise TypeError
     if wanted is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if wanted in (int, bool, str) and type(value) is wanted:
@@ -143,8 +175,9 @@ def build(kind: type, given: Mapping[str, Any], name: str, base: Any = None, pat
             values[first] = fit(value, hints[first])
         except TypeError:
             such = f", or settings such as {path}{first}.{dataclasses.fields(nested[0])[0].name}" if nested else ""
+            large = " (too large: a whole number has at most 63 bits)" if too_large(value) else ""
             raise ValueError(
-                f"{name}'s {path}{first} takes {said(hints[first])}{such}, got {value!r}; "
+                f"{name}'s {path}{first} takes {said(hints[first])}{such}, got {value!r}{large}; "
                 f"by default it is {getattr(base, first)!r}"
             ) from None
     for first, parts in inner.items():

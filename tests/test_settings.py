@@ -166,7 +166,7 @@ def test_keeping_memory_is_a_wish_not_a_need(monkeypatch: pytest.MonkeyPatch, pr
     [
         {},
         {"profile": "", "attack": "sig", "poison_rate": 1, "target": 0, "mu": 0, "n_total": 0, "draws": 0},
-        {"profile": "laptop", "mu": [0.0, 2.5, 4.0], "samples_per_class": [1, 10], "seed": 0, "epochs": 60},
+        {"profile": "laptop", "mus": [0.0, 2.5, 4.0], "counts": (1, 10), "zoo_attacks": ["sig", "sig"], "slider": True},
         {"something_else": -1},
     ],
 )
@@ -178,12 +178,13 @@ def test_good_parameters_pass(parameters: Mapping[str, Any]) -> None:
     ("name", "value"),
     [
         ("poison_rate", 0), ("poison_rate", 1.5), ("poison_rate", math.nan), ("target", -2), ("mu", -0.5),
-        ("mu", math.nan), ("mu", [2.0, -1.0]), ("samples_per_class", 0), ("n_total", -1), ("seed", -1),
+        ("mu", math.nan), ("mu", 1e308), ("samples_per_class", 0), ("n_total", -1), ("seed", -1),
         ("epochs", -1), ("draws", -3), ("draw", -1), ("target", 10), ("mus", []), ("mus", [2.0, -1.0]), ("low_rate", 2),
         ("zoo_rate", 0), ("paper_per_class", 0), ("alpha", 0), ("epsilon", 1.5), ("divisors", [64, 1]),
         ("divisors", []), ("mu", math.inf), ("mus", [2.0, math.inf]), ("most", 0), ("most", 2**63),
         ("n_images", 2**63), ("seed", 2**63), ("whole_draws", -1), ("many", -1), ("allowed", 1),
-        ("weight", 0), ("trainings", 0), ("counts", [0, 5]), ("counts", []),
+        ("weight", 0), ("trainings", [0]), ("counts", [0, 5]), ("counts", []), ("paper_per_class", 10**30),
+        ("most_per_class", 10**400), ("patience", 1e308), ("trainings", [5, -1]),
     ],
 )  # fmt: skip
 def test_a_parameter_out_of_range_is_refused(name: str, value: object) -> None:
@@ -199,7 +200,7 @@ def test_a_parameter_out_of_range_is_refused(name: str, value: object) -> None:
     ("given", "message"),
     [
         ({"samples_per_class": 101, "profile": "quick"}, "samples_per_class=101 is out of range: at most 100, since"),
-        ({"samples_per_class": [1, 501], "profile": "laptop"}, "is out of range: at most 500, since the defender of"),
+        ({"counts": [1, 501], "profile": "laptop"}, "is out of range: at most 500, since the defender of"),
         ({"n_total": 1001, "profile": "quick"}, "draws from 1,000 images of 10 classes"),
     ],
 )
@@ -207,6 +208,7 @@ def test_more_clean_images_than_there_are_are_refused(given: Mapping[str, Any], 
     with pytest.raises(ValueError, match=message):
         check_parameters(given)
     check_parameters({"samples_per_class": 100, "n_total": 1000, "profile": "quick"})
+    check_parameters({"samples_per_class": [1, 10], "seed": 0, "profile": "laptop"}, axes=True)
 
 
 @pytest.mark.parametrize("profile", PROFILES)

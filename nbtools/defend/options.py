@@ -68,6 +68,6 @@ class Size(click.ParamType):
         """Height and width, or a usage error that says what is wanted."""
         height, _, width = str(value).lower().partition("x")
         sides = (height, width or height)
-        if not all(side.isdecimal() and 4 <= int(side) <= 2048 for side in sides):
+        if not all(re.fullmatch(r"[0-9]{1,4}", side) and 4 <= int(side) <= 2048 for side in sides):
             self.fail(f"{value!r}: it takes pixels, 4 to 2048, such as 32, or height x width, such as 64x48")
         return int(sides[0]), int(sides[1])

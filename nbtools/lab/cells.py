@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbtools.lab.parameters import check_parameters
-from nbtools.values import fit, infinite, said, type_of
+from nbtools.values import fit, infinite, said, storable, too_large, type_of
 from nbtools.wording import WrongParameter, known
 
 INJECTED = "# Parameters\n"
@@ -77,16 +77,23 @@ def typed(value: Any, parameter: Parameter, stem: str, text: str = "") -> Any:
         text: the value as it was typed, for the message.
 
     Raises:
-        ValueError: with what is wanted, where it is of another type.
+        ValueError: with what is wanted, where it is of another type, or nothing that a notebook's file holds.
     """
     wanted = type_of(parameter.default)
     try:
-        return fit(value, wanted)
+        found = fit(value, wanted)
+        if not storable(found):
+            raise TypeError
+        return found
     except TypeError:
         comment = f" ({parameter.comment})" if parameter.comment else ""
         kind = "None" if value is None else said(type_of(value))
-        if infinite(value) and type_of(parameter.default) is not str:
+        if too_large(value):
+            kind = "too large: a whole number has at most 63 bits"
+        elif infinite(value) and wanted is not str:
             kind = "not a finite number" if isinstance(value, float | str) else "not of finite numbers alone"
+        elif not storable(value):
+            kind = "nothing that a notebook's file can hold"
         raise ValueError(
             f"The parameter {parameter.name} takes {said(wanted)}, and {text or value!r} is {kind}. "
             f"In {stem} it is {parameter.name} = {parameter.default!r}{comment}."
@@ -118,11 +125,14 @@ def check_cells(executed: Iterable[str]) -> None:
     declared: dict[str, Parameter] = {}
     given: dict[str, Parameter] = {}
     for text in executed:
+        injected = text.startswith(INJECTED)
         try:
             found = read_cell(text, "this notebook")
-        except (ValueError, tokenize.TokenError):
+        except (ValueError, tokenize.TokenError) as error:
+            if injected and any(line.split(" = ")[0] in declared for line in text.splitlines()):  # as float("inf")
+                raise _refused(str(error), given=True) from None
             continue
-        if text.startswith(INJECTED):
+        if injected:
             given = found
         elif len(found) > 1 and "profile" in found:
             declared, given = found, {}
@@ -135,6 +145,11 @@ def check_cells(executed: Iterable[str]) -> None:
             typed(parameter.default, declared[name], "this notebook")
         check_parameters({name: (given.get(name) or cell).default for name, cell in declared.items()})
     except ValueError as error:
-        where = "It stands in the parameters cell, the one with the profile: change it there and run all cells again."
-        where = "papermill was given this value: give it another one." if given else where
-        raise WrongParameter(str(error), where, "Nothing was computed yet.") from None
+        raise _refused(str(error), bool(given)) from None
+
+
+def _refused(error: str, given: bool) -> WrongParameter:
+    """What is wrong, and where to change it: in what papermill was given, or in the notebook."""
+    where = "It stands in the parameters cell, the one with the profile: change it there and run all cells again."
+    where = "papermill was given this value: give it another one." if given else where
+    return WrongParameter(error, where, "Nothing was computed yet.")

@@ -27,10 +27,10 @@ def load(path: Path) -> tuple[str, list[dict[str, Any]]]:
         ValueError: for what is no YAML, holds no mapping, or gives a name twice.
         OSError: for a file that can't be read.
     """
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         content = yaml.load(text, _OnceLoader)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} can't be read as YAML: {error}") from None
     parts = content if isinstance(content, list) else [content]
     if not parts or not all(isinstance(part, dict) and part for part in parts):

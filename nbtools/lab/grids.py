@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def _points(given: Mapping[str, Any], problems: list[str]) -> Iterator[Point]:
             axes[name] = list(_axis(name, spread(given[name]), problems))
             problems += [f"{name}: the list is empty"] if given[name] == [] else []
     made = {name: list(_entries(name, axes[name], problems)) for name in NAMED}
+    problems += too_many(axes | made)
     amounts = [
         (each, 0) for each in axes["samples_per_class"] if "samples_per_class" in given or "n_total" not in given
     ]
@@ -79,7 +81,7 @@ def _points(given: Mapping[str, Any], problems: list[str]) -> Iterator[Point]:
     checked += ["poison_rate"] if "poison_rate" in given else []
     for profile, dataset in itertools.product(axes["profile"], axes["dataset"]) if not problems else ():
         plain = {"profile": profile} | {name: axes[name] for name in checked}
-        _tried(problems, check_parameters, plain, classes_of(dataset or PROFILES[profile].dataset))
+        _tried(problems, check_parameters, plain, classes_of(dataset or PROFILES[profile].dataset), axes=True)
     if problems:
         return
     setups = itertools.product(*(axes[field.name] for field in fields(Setup)))
@@ -94,7 +96,7 @@ def _points(given: Mapping[str, Any], problems: list[str]) -> Iterator[Point]:
 
 def _axis(name: str, values: list[Any], problems: list[str]) -> Iterator[Any]:
     """An axis' values as its type; what is of another type, unknown or there twice is a problem."""
-    if any(values.count(value) > 1 for value in values):
+    if len(set(map(repr, values))) < len(values):
         problems.append(f"{name}: a value is there twice")
     for value in values:
         if name in NAMED:
@@ -114,11 +116,27 @@ def _axis(name: str, values: list[Any], problems: list[str]) -> Iterator[Any]:
             yield found
 
 
+MOST_POINTS = 100_000
+"""Of one mapping; more could not be listed, let alone measured."""
+
+
+def too_many(axes: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Why these axes have too many combinations, a sentence or none."""
+    count = math.prod(map(len, axes.values()))
+    return [f"{count:,} points are asked for; a grid has at most {MOST_POINTS:,}"] if count > MOST_POINTS else []
+
+
 def spread(value: Any) -> list[Any]:
-    """The values that an entry stands for: those of its list, those of a range "0..9", or the one that it is."""
+    """The values that an entry stands for: those of its list, those of a range "0..9", or the one that it is.
+
+    Raises:
+        ValueError: for a range of more values than a grid has points.
+    """
     found: list[Any] = []
     for one in value if isinstance(value, list) else [value]:
-        ends = re.fullmatch(r"(\d+)\.\.(\d+)", one) if isinstance(one, str) else None
+        ends = re.fullmatch(r"(\d{1,19})\.\.(\d{1,19})", one) if isinstance(one, str) else None
+        if ends and int(ends[2]) - int(ends[1]) >= MOST_POINTS:
+            raise ValueError(f"the range {one} has too many values; a grid has at most {MOST_POINTS:,} points")
         found += range(int(ends[1]), int(ends[2]) + 1) if ends else [one]
     return found
 

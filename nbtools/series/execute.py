@@ -57,6 +57,7 @@ def run_one(
     """
     import papermill
 
+    _pass_literals()
     stem, started = source.stem, time.monotonic()
     partial, failed = out / f"{stem}.partial.ipynb", out / f"{stem}.failed.ipynb"
     failed.unlink(missing_ok=True)
@@ -66,7 +67,7 @@ def run_one(
     try:
         executed = papermill.execute_notebook(
             script,
-            partial,
+            str(partial).replace("{", "{{").replace("}", "}}"),  # papermill takes a path for a format string
             dict(values),
             kernel_name="python3",
             progress_bar=False,
@@ -88,6 +89,18 @@ def run_one(
         if partial.exists():
             partial.replace(failed)
         raise NotebookFailed(f"{where}: {last_line(error)}") from None
+
+
+def _pass_literals() -> None:
+    """Have papermill write every value as the literal that it is: its own way makes a text of a tuple."""
+    from papermill.translators import PythonTranslator, papermill_translators
+
+    class Literals(PythonTranslator):
+        @classmethod
+        def translate(cls, val: Any) -> str:
+            return repr(val)
+
+    papermill_translators.register("python", Literals)
 
 
 def _cells_there(notebook: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from nbtools.lab.cells import typed
 from nbtools.lab.gridfile import load
-from nbtools.lab.grids import spread
+from nbtools.lab.grids import spread, too_many
 from nbtools.lab.parameters import check_parameters
 from nbtools.lab.points import Options, digest, same_code
 from nbtools.lab.store import Grid
@@ -95,8 +95,10 @@ def read(path: Path, notebook: str, folder: Path, profile: str = "") -> Grid:
     problems: list[str] = []
     found: dict[str, Page] = {}
     for part in parts:
-        axes = {"profile": [profile or default_profile()]} | {name: spread(value) for name, value in part.items()}
-        wrong = [known("parameter", name, declared) for name in axes if name not in declared]
+        axes = {"profile": [""]} | {name: spread(value) for name, value in part.items()}
+        axes["profile"] = [name or profile or default_profile() for name in axes["profile"]]
+        wrong = [known("parameter", str(name), declared) for name in axes if name not in declared]
+        wrong += too_many(axes)
         wrong += [f"{name}: the list is empty" for name, values in axes.items() if not values]
         for name in axes.keys() & declared.keys():
             for place, value in enumerate(axes[name]):

@@ -30,14 +30,19 @@ def changed(line: str) -> str:
         ('profile = "lapto"', "There is no profile 'lapto'. Did you mean laptop?"),
         ('attack = "badnet"', "There is no attack 'badnet'. Did you mean badnets"),
         ("attack = 3", "There is no attack '3'."),
-        ("mu = -1", "mu=-1 is out of range: 0 or more"),
-        ('mu = "2"', "mu='2' is no number: 0 or more"),
+        ("mu = -1", "mu=-1 is out of range: 0 to 1000"),
+        ('mu = "2"', "mu='2' is no number: 0 to 1000"),
         ("mu = True", "mu=True is no number"),
         ("seed = 1.5", "seed=1.5 is no whole number: 0 or more"),
         ("mus = []", "mus=[] is out of range"),
-        ("mu = 1e400", "mu=inf is out of range: 0 or more"),
+        ("mu = 1e400", "mu=inf is out of range: 0 to 1000"),
         ("mus = (1.0, 1e400)", "mus=(1.0, inf) is out of range"),
-        ("mus = {1.0: 2.0}", "mus={1.0: 2.0} is no number"),
+        ("mus = {1.0: 2.0}", "mus={1.0: 2.0} is no list: of 0 to 1000"),
+        ("mus = [{1.0: 2.0}]", "mus=[{1.0: 2.0}] is no number: 0 to 1000"),
+        ("mus = 2.0", "mus=2.0 is no list: of 0 to 1000"),
+        ("mus = [2.0, 2]", "mus=[2.0, 2] has a value twice; give each once"),
+        ("mu = [2.0]", "mu=[2.0] is no number: 0 to 1000"),
+        ("attack = ['badnets']", "There is no attack \"['badnets']\"."),
         ("seed = 9223372036854775808", "seed=9223372036854775808 is out of range: 0 or more, and below 2 to the power"),
         ("attack = {}", "There is no attack '{}'."),
         ("profile = []", "There is no profile '[]'."),
@@ -55,6 +60,7 @@ def test_the_last_parameters_cell_counts_and_other_cells_do_not() -> None:
     check_cells([changed("mu = -1"), "mu = -5", CELL, "answer = ..."])
     check_cells([CELL, "# Parameters\nmu = 3\n", "mu = -1\nseed = -2"])
     check_cells([CELL, "# Parameters\nmu = -1\n", CELL])
+    check_cells([CELL, "# Parameters\nprint(mu)\n"])
 
 
 @pytest.mark.parametrize(
@@ -64,6 +70,15 @@ def test_the_last_parameters_cell_counts_and_other_cells_do_not() -> None:
         ("mu = -1", "mu=-1 is out of range"),
         ('mu = "high"', "The parameter mu takes float, and 'high' is str."),
         ('profile = "huge"', "There is no profile 'huge'."),
+        (
+            "mu = float('nan')",
+            "this notebook: the parameters cell may hold only `name = literal`, not `mu = float('nan')`",
+        ),
+        ("mu = '", "this notebook: the parameters cell is not Python: "),
+        (
+            "seed = 9223372036854775808",
+            "The parameter seed takes int, and 9223372036854775808 is too large: a whole number",
+        ),
     ],
 )
 def test_what_papermill_was_given_is_refused(line: str, message: str) -> None:

@@ -199,6 +199,13 @@ small: 1
         ("", "holds no grid"),
         ("- 3\n", "holds no grid"),
         ("attack: none\ndefence: clp\nseed: true\n", "seed: True is not int"),
+        ("attack: none\ndefence: clp\nseed: 0..99999999999\n", "the range 0..99999999999 has too many values"),
+        (
+            "attack: none\ndefence: clp\nseed: 0..999\ndraw: 0..999\n",
+            "1,000,000 points are asked for; a grid has at most",
+        ),
+        ("attack: none\ndefence: clp\nseed: 9223372036854775808\n", "9223372036854775808 is not int, it is too large"),
+        ("attack: none\ndefence: {clp: {mu: 9223372036854775808}}\n", "a whole number has at most 63 bits"),
         ("attack: none\ndefence: clp\nn_total: 0\n", "no clean images are asked for"),
         ("attack: [[badnets, blended]]\ndefence: clp\n", "is neither a name nor a mapping"),
         ("attack: none\ndefence: clp\nadaptive: {}\n", "is neither a name nor a mapping"),
@@ -242,6 +249,8 @@ def test_a_grid_of_a_notebook_is_held_against_its_parameters(tmp_path: Path) -> 
     ]
     assert len({point.id for point in found.points}) == 4 and {point.model for point in found.points} == {None}
     assert found.points[0].columns()["poison_rate"] == 0.1
+    (open_profile,) = pages.read(written(tmp_path, "profile: ''\n"), "06", FOLDER, "quick").points
+    assert (open_profile.dataset, open_profile.columns()["profile"]) == ("shapes", "quick")
 
 
 @pytest.mark.parametrize(
@@ -252,6 +261,9 @@ def test_a_grid_of_a_notebook_is_held_against_its_parameters(tmp_path: Path) -> 
         ("seed: high\n", "The parameter seed takes int, and 'high' is str"),
         ("seed: -1\n", "seed=-1 is out of range"),
         ("profile: huge\n", "huge"),
+        ("1: 2\n", "There is no parameter '1'"),
+        ("seed: 0..999\ntarget: [0, 1]\npoison_rate: [0.1, 0.2]\ndraws: 1..50\n", "200,000 points are asked for"),
+        ("mus: [[2, 2]]\n", r"mus=\[2.0, 2.0\] has a value twice"),
     ],
 )
 def test_bad_grids_of_a_notebook_are_refused(tmp_path: Path, text: str, told: str) -> None:

@@ -113,7 +113,7 @@ REFUSALS = {
         ["-p", "counts", "[1, 'a']"],
         "counts takes tuple of int, and \"[1, 'a']\" is list of int or str.",
     ),
-    "out of range": (["-p", "mu", "-1"], "00_first: mu=-1.0 is out of range: 0 or more"),
+    "out of range": (["-p", "mu", "-1"], "00_first: mu=-1.0 is out of range: 0 to 1000"),
     "unknown attack": (
         ["-p", "attack", "badnet"],
         "00_first: There is no attack 'badnet'. Did you mean badnets",
