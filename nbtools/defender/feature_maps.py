@@ -168,7 +168,9 @@ def folded(model: nn.Module, units: Units) -> nn.Module:
         if type(bn).forward is nn.BatchNorm2d.forward:
             twin.set_submodule(unit.bn, nn.Identity())
             continue
-        bn.eps = 0.0  # an activation inside stays: the batch norm becomes the identity before it
+        # An activation inside stays: the batch norm becomes the identity before it. torch 2.11 refuses an eps of 0, and
+        # 1 plus this one is 1.
+        bn.eps = 1e-30
         for value, same in ((bn.running_mean, 0), (bn.running_var, 1), (bn.weight, 1), (bn.bias, 0)):
             if value is not None:
                 value.fill_(same)

@@ -133,7 +133,12 @@ def test_soft_masks_and_folded_convolutions_answer_the_same() -> None:
     for statistics in (True, False):
         same(*(SoftMasks(m, prunable_units(m), statistics)(IMAGES.floats(), factors, factors) for m in twins()))
     for model in twins():
-        same(folded(model, prunable_units(model))(IMAGES.floats()), model(IMAGES.floats()))
+        small = folded(model, prunable_units(model))
+        same(small(IMAGES.floats()), model(IMAGES.floats()))
+    maps = torch.randn(4, 6, 5, 5)
+    assert small.bn1(maps).equal(maps)
+    fused = folded(twins()[0], prunable_units(twins()[0]))
+    assert fused.bn1(maps).equal(act(maps)) and fused.bn1.eps > 0
 
 
 def test_adversarial_maps_are_the_same() -> None:
