@@ -1,4 +1,7 @@
-"""The architectures that a checkpoint may have: built from the shapes in the file, normalisation inside."""
+"""The architectures that a checkpoint may have: built from the shapes in the file, normalisation inside.
+
+torchvision is imported where one of its networks is built; see `nbtools.networks.architectures`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import densenet, mobilenetv2, resnet, vgg
 
 from nbtools.networks.architectures import Normalising, PreActResNet18, ResNet18
 
@@ -91,9 +93,9 @@ def elsewhere(
     )
 
 
-def _torchvision_resnet(block: type, layers: Sequence[int]) -> Kind:
+def _torchvision_resnet(name: str) -> Kind:
     def build(shapes: Shapes, _strides: Sequence[int], classes: int) -> nn.Module:
-        model = resnet.ResNet(block, list(layers), num_classes=classes)
+        model = _torchvisions(name, classes)
         if shapes["conv1.weight"][2] == 3:
             model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()  # type: ignore
         return model
@@ -101,8 +103,14 @@ def _torchvision_resnet(block: type, layers: Sequence[int]) -> Kind:
     return elsewhere(build, "conv1", ("fc",), RESNET_NAMES)
 
 
+def _torchvisions(name: str, classes: int, **options: Any) -> nn.Module:
+    from torchvision.models import get_model
+
+    return get_model(name, weights=None, num_classes=classes, **options)
+
+
 def _vgg(shapes: Shapes, _strides: Sequence[int], classes: int) -> nn.Module:
-    model = vgg.VGG(vgg.make_layers(vgg.cfgs["D"], batch_norm=True), num_classes=classes, init_weights=False)
+    model = _torchvisions("vgg16_bn", classes, init_weights=False)
     if "classifier.weight" in shapes:  # the form for small images
         model.avgpool, model.classifier = nn.AdaptiveAvgPool2d(1), nn.Linear(512, classes)  # type: ignore
     return model
@@ -117,15 +125,15 @@ KINDS: dict[str, Kind] = {
     "preact_resnet18": Kind(
         _preact, "conv1", ("fc",), ((r"\.(shortcut|downsample)\.(0\.)?", ".shortcut."), HEAD_NAMES), True
     ),
-    "torchvision/resnet18": _torchvision_resnet(resnet.BasicBlock, (2, 2, 2, 2)),
-    "torchvision/resnet34": _torchvision_resnet(resnet.BasicBlock, (3, 4, 6, 3)),
-    "torchvision/resnet50": _torchvision_resnet(resnet.Bottleneck, (3, 4, 6, 3)),
+    "torchvision/resnet18": _torchvision_resnet("resnet18"),
+    "torchvision/resnet34": _torchvision_resnet("resnet34"),
+    "torchvision/resnet50": _torchvision_resnet("resnet50"),
     "torchvision/vgg16_bn": elsewhere(_vgg, "features.0", ("classifier.6", "classifier")),
     "torchvision/mobilenet_v2": elsewhere(
-        lambda s, _, n: mobilenetv2.MobileNetV2(n), "features.0.0", ("classifier.1",)
+        lambda s, _, n: _torchvisions("mobilenet_v2", n), "features.0.0", ("classifier.1",)
     ),
     "torchvision/densenet121": elsewhere(
-        lambda s, _, n: densenet.DenseNet(num_classes=n),
+        lambda s, _, n: _torchvisions("densenet121", n),
         "features.conv0",
         ("classifier",),
         ((r"^(fc|linear)\.", "classifier."),),

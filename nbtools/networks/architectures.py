@@ -1,4 +1,7 @@
-"""The networks of the series: for images of 32 x 32 pixels, with a width, normalisation inside."""
+"""The networks of the series: for images of 32 x 32 pixels, with a width, normalisation inside.
+
+torchvision is imported where one of its networks is built: it loads torch's compiler, 170 MB that a ResNet needs not.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import DenseNet, MobileNetV2, vgg
-from torchvision.models.resnet import BasicBlock
 
 from nbtools.settings import MIN_WIDTH, STRIDES
 
@@ -50,8 +51,22 @@ def _check_shape(width: int, strides: Sequence[int]) -> None:
 
 def _initialise(model: nn.Module) -> None:
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # shapes alone: nothing to draw
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class BasicBlock(nn.Module):
+    """Convolution, BN, ReLU, convolution, BN, and the sum with what went in; names and order are torchvision's."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.relu = _conv3(inputs, outputs, stride), nn.BatchNorm2d(outputs), nn.ReLU(True)
+        self.conv2, self.bn2, self.downsample = _conv3(outputs, outputs), nn.BatchNorm2d(outputs), downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
 
 
 class ResNet18(nn.Module):
@@ -118,6 +133,8 @@ def vgg16_bn(num_classes: int = 10, width: int = 64, strides: Sequence[int] = ST
         strides: the first convolution has the first two's product; where that is more than 1, the last pooling is left
             out.
     """
+    from torchvision.models import vgg
+
     _check_shape(width, strides)
     plan = [size if isinstance(size, str) else size * width // 64 for size in vgg.cfgs["D"]]
     first = strides[0] * strides[1]
@@ -137,6 +154,8 @@ def mobilenet_v2(num_classes: int = 10, width: int = 64, strides: Sequence[int] 
         width: 64 is the paper's network (width multiplier 1).
         strides: the stem has the first two's product.
     """
+    from torchvision.models import MobileNetV2
+
     _check_shape(width, strides)
     stages = [[1, 16, 1, 1], [6, 24, 2, 1], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1], [6, 160, 3, 2], [6, 320, 1, 1]]
     network = MobileNetV2(num_classes, width / 64, inverted_residual_setting=stages)
@@ -153,6 +172,8 @@ def densenet(num_classes: int = 10, width: int = 64, strides: Sequence[int] = ST
         width: 64 is a growth of 12.
         strides: the stem has the first two's product.
     """
+    from torchvision.models import DenseNet
+
     _check_shape(width, strides)
     growth = max(4, 12 * width // 64)
     network = DenseNet(growth, (8, 8, 8), 2 * growth, num_classes=num_classes)  # type: ignore[arg-type]
