@@ -14,8 +14,8 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from nbtools.data.images import Images, to_floats
-from nbtools.defender.detection import detector_statistic, judge
-from nbtools.defender.magnitude import magnitude_saliency
+from nbtools.defender.detection import judge, statistic_of
+from nbtools.defender.magnitude import last_stage, magnitudes, rank_correlations, saliencies_of_sets
 from nbtools.defender.pruning import Mask
 from nbtools.evaluator.evaluation import wilson
 
@@ -30,7 +30,7 @@ DETECTOR_IMAGES, HALVES = 200, 6
 
 
 @torch.no_grad()
-def answers(model: nn.Module, images: Images, batch_size: int = 250) -> Tensor:
+def answers(model: nn.Module, images: Images, batch_size: int = 100) -> Tensor:
     """The output that is highest for each image: int64 `[n]`, on the CPU. In float32, whatever the hardware has."""
     return torch.cat([model(to_floats(batch)).argmax(1) for batch in images.images.split(batch_size)]).cpu()
 
@@ -77,17 +77,21 @@ def detector(model: nn.Module, clean: Images, references: Sequence[float] | None
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = clean.subset(torch.randperm(len(clean), generator=generator)[:DETECTOR_IMAGES])
+    sets = torch.ones(1, len(chosen), dtype=torch.bool)  # all, then the halves
+    for _ in range(HALVES // 2 if len(chosen) >= 4 else 0):
+        first = torch.zeros(len(chosen), dtype=torch.bool)
+        first[torch.randperm(len(chosen), generator=generator).chunk(2)[0]] = True
+        sets = torch.cat([sets, first[None], ~first[None]])
     try:
-        layers, statistic = magnitude_saliency(model, chosen, fold_bn=True), detector_statistic(model, chosen)
+        magnitude, last = magnitudes(model, fold_bn=True), last_stage(model, chosen)
+        saliency = saliencies_of_sets(model, chosen, sets)
+        statistic, *halves = [statistic_of(magnitude, part, last) for part in saliency]
     except ValueError as error:
         return {"statistic": None, "reason": str(error)}
+    layers = rank_correlations(magnitude, saliency[0])
     found: dict[str, Any] = {"statistic": statistic, "images": len(chosen), "layers": layers, "standard_error": None}
-    if len(chosen) >= 4:
-        halves = []
-        for _ in range(HALVES // 2):
-            halves += torch.randperm(len(chosen), generator=generator).chunk(2)
-        values = torch.tensor([detector_statistic(model, chosen.subset(half)) for half in halves])
-        found["standard_error"] = float((values - statistic).square().mean().sqrt())
+    if halves:
+        found["standard_error"] = float((torch.tensor(halves) - statistic).square().mean().sqrt())
     if references is not None:
         found["verdict"] = {**asdict(judge(statistic, references))}
     return found

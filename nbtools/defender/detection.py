@@ -54,7 +54,7 @@ def detector_statistic(
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}; known: {', '.join(FORMS)}")
     magnitude, saliency = magnitudes(model, None, norm, fold_bn), saliencies(model, clean, exact)
-    return _statistic(form, magnitude, saliency, last_stage(model, clean))
+    return statistic_of(magnitude, saliency, last_stage(model, clean), form)
 
 
 def detector_statistics(
@@ -63,10 +63,20 @@ def detector_statistics(
     """Every form of `detector_statistic` by its name, from one measurement of the model."""
     magnitude, saliency = magnitudes(model, None, norm, fold_bn), saliencies(model, clean, exact)
     last = last_stage(model, clean)
-    return {form: _statistic(form, magnitude, saliency, last) for form in FORMS}
+    return {form: statistic_of(magnitude, saliency, last, form) for form in FORMS}
 
 
-def _statistic(form: str, magnitude: Scores, saliency: Scores, last: list[str]) -> float:
+def statistic_of(magnitude: Scores, saliency: Scores, last: list[str], form: str = "last stage mean") -> float:
+    """`detector_statistic` from what it is made of.
+
+    Args:
+        magnitude, saliency: see `nbtools.defender.magnitude`.
+        last: names of the last stage's convolutions.
+        form: one of the four.
+
+    Raises:
+        ValueError: where no layer has a correlation.
+    """
     parts = {"first half mean": list(magnitude)[: max(1, len(magnitude) // 2)], "last stage mean": last}
     if form in parts:
         magnitude = {name: magnitude[name] for name in parts[form]}

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -89,6 +90,46 @@ def saliencies(model: nn.Module, clean: Images, exact: bool = False, batch_size:
         for name, part in measure(twin, units, to_floats(images), labels, clean.num_classes).items():
             totals[name] = totals[name] + part if name in totals else part
     return {name: (total if exact else total.abs()) / len(clean) for name, total in totals.items()}
+
+
+def saliencies_of_sets(model: nn.Module, clean: Images, sets: Tensor, batch_size: int = 50) -> list[Scores]:
+    """The fast `saliencies` of several sets of the same images, though each image goes through the model once.
+
+    dL/dm_i of a set is the mean of its images' own. Images that are in the same sets are summed together, so the work
+    is that of `saliencies` on all images, however many sets there are.
+
+    Args:
+        model, clean: as in `saliencies`.
+        sets: bool `[sets, n]`, which images are in each set; at least one.
+        batch_size: images at a time; it bounds the memory.
+
+    Returns:
+        The saliencies of each set; they differ from `saliencies` by the rounding of float32 sums.
+
+    Raises:
+        ValueError: as `saliencies`, or for a set without an image.
+    """
+    check_clean(clean)
+    check_finite(model)
+    sizes = sets.sum(1).tolist()
+    if not all(sizes):
+        raise ValueError(f"each set needs at least one image, got sets of {sizes}")
+    kinds, kind_of = sets.unique(dim=1, return_inverse=True)  # [sets, kinds], [n]
+    units, twin = prunable_units(model), duplicate(model).eval().requires_grad_(False)
+    found: list[Scores] = [{} for _ in sizes]
+    for kind, members in enumerate(kinds.T.tolist()):
+        if not any(members):
+            continue
+        chosen = (kind_of == kind).nonzero().flatten()
+        for part in chosen.split(batch_size):
+            batch = clean.subset(part)
+            gradients = _gradients(twin, units, batch.floats(), batch.labels, clean.num_classes)
+            for totals in itertools.compress(found, members):
+                for name, gradient in gradients.items():
+                    totals[name] = totals[name] + gradient if name in totals else gradient
+    return [
+        {name: total.abs() / size for name, total in totals.items()} for totals, size in zip(found, sizes, strict=True)
+    ]
 
 
 def _gradients(model: nn.Module, units: Units, inputs: Tensor, labels: Tensor, classes: int) -> Scores:

@@ -14,9 +14,11 @@ from torch import Tensor
 from nbtools import defender as defences
 from nbtools.data.folder import class_names, read_folder
 from nbtools.data.images import Images
-from nbtools.defend.findings import compared, detector, read_references, warnings_of
+from nbtools.defend.findings import HALVES, compared, detector, read_references, warnings_of
 from nbtools.defender import FineTune, LastStage, Renormalise, SpectralNorm, Suspiciousness
 from nbtools.defender.choices import DEFENCES, make_defence
+from nbtools.defender.detection import detector_statistic
+from nbtools.defender.magnitude import magnitude_saliency
 from nbtools.defender.pruning import Mask
 
 
@@ -227,6 +229,22 @@ def test_the_detector_has_a_spread_and_a_verdict_only_with_references() -> None:
     assert detector(model, clean, None) == alone, "the same images, the same halves"
     judged = detector(model, clean, [alone["statistic"] - 0.1] * 9)["verdict"]
     assert judged["p_value"] == pytest.approx(0.1) and judged["quantile"] == 1
+
+
+def test_the_detector_passes_each_image_once_and_its_numbers_are_those_of_each_half_alone() -> None:
+    model, clean = plain(), pictures(16)
+    seen: list[int] = []
+    model.conv1.register_forward_hook(lambda _conv, inputs, _output: seen.append(len(inputs[0])))
+    found = detector(model, clean, None)
+    assert sum(seen) == 16 + 1, "and one image for the size of the maps"
+    generator = torch.Generator().manual_seed(0)
+    chosen = clean.subset(torch.randperm(16, generator=generator))
+    whole = detector_statistic(model, chosen)
+    halves = [half for _ in range(HALVES // 2) for half in torch.randperm(16, generator=generator).chunk(2)]
+    spread = torch.tensor([detector_statistic(model, chosen.subset(half)) - whole for half in halves])
+    assert found["statistic"] == pytest.approx(whole) and found["images"] == 16
+    assert found["standard_error"] == pytest.approx(float(spread.square().mean().sqrt()))
+    assert found["layers"] == pytest.approx(magnitude_saliency(model, chosen, fold_bn=True))
 
 
 def test_references_are_read_or_refused(tmp_path: Path) -> None:

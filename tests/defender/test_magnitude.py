@@ -22,6 +22,7 @@ from nbtools.defender.magnitude import (
     rank_correlations,
     rank_residuals,
     saliencies,
+    saliencies_of_sets,
 )
 from nbtools.networks.units import prunable_units
 
@@ -108,6 +109,22 @@ def test_fast_saliency_is_the_size_of_the_derivative_by_finite_differences() -> 
             torch.testing.assert_close(found[conv], slope.abs(), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("batch_size", [50, 3])
+def test_saliencies_of_sets_are_those_of_each_set_alone_and_each_image_is_passed_once(batch_size: int) -> None:
+    model, clean = plain(), pictures(20)
+    sets = torch.rand(5, 20, generator=torch.Generator().manual_seed(1)) < 0.5
+    sets[0], sets[4], sets[:, 7] = True, ~sets[3], False  # all, a set and its complement, an image in none
+    seen: list[int] = []
+    model.conv1.register_forward_hook(lambda _conv, inputs, _output: seen.append(len(inputs[0])))
+    found = saliencies_of_sets(model, clean, sets, batch_size)
+    assert sum(seen) == 19 and max(seen) <= batch_size
+    for chosen, scores in zip(sets, found, strict=True):
+        alone = saliencies(model, clean.subset(chosen))
+        assert scores.keys() == alone.keys()
+        for name, values in alone.items():
+            torch.testing.assert_close(scores[name], values, rtol=1e-5, atol=1e-8)
+
+
 def test_a_filter_that_does_nothing_has_no_saliency() -> None:
     model, clean = plain(), pictures(8)
     with torch.no_grad():
@@ -123,6 +140,7 @@ def test_measuring_leaves_the_model_as_it_was(exact: bool) -> None:
     model.conv1.weight.requires_grad_(False)
     with left_alone(model, clean), torch.no_grad():
         detector_statistic(model, clean, exact=exact)
+        saliencies_of_sets(model, clean, torch.ones(1, 5, dtype=torch.bool))
 
 
 def drawn(ties: bool = True) -> tuple[Scores, Scores]:
@@ -270,6 +288,7 @@ def broken() -> nn.Module:
         (lambda: saliencies(plain(), unlike()), "tells 4 classes apart, the clean images have 5"),
         (lambda: saliencies(plain(), unlike(), True), "tells 4 classes apart, the clean images have 5"),
         (lambda: saliencies(nn.Sequential(nn.Conv2d(3, 4, 3)), pictures(4)), "no convolution that is followed by a"),
+        (lambda: saliencies_of_sets(plain(), pictures(4), torch.zeros(2, 4) > 0), r"one image, got sets of \[0, 0\]"),
         (lambda: magnitudes(plain(), norm="l3"), "unknown norm 'l3'; known: l1, l2"),
         (lambda: detector_statistic(plain(), pictures(4), "mean"), "unknown form 'mean'; known: last stage mean"),
         (lambda: roc_auc([], [1]), "at least one model of each kind"),
