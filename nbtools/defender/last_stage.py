@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from nbtools.data.images import Images
+from nbtools.defender.descent import sgd_steps
 from nbtools.defender.learning import answers, at_most, check_learned, divergence, joined
 from nbtools.defender.pruning import Mask, hold
 from nbtools.networks.above import above, at, last_place
+
+AT_ONCE = 50
+"""Images that go through a network at once, where nothing is learned from them: it bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +79,19 @@ class LastStage:
         generator, place = torch.Generator().manual_seed(self.seed), last_place(model, self.share)
         clean = at_most(clean, self.most, generator)
         more = joined(clean, self.copies, generator)
-        taught, learned, pupil = answers(before, more), at(model, place, more), above(model, place)
+        taught, learned = answers(before, more, AT_ONCE), at(model, place, more, AT_ONCE)
+        pupil, same = above(model, place), len(clean)
         weights = list(pupil.parameters())
         was, wanted = [weight.detach().clone() for weight in weights], [weight.requires_grad for weight in weights]
-        with torch.no_grad():
-            first = divergence(answers(model, clean), taught[: len(clean)], self.temperature)
+        first = self._distance(pupil, learned[:same], taught[:same])
         try:
             self._tune(pupil, learned, taught, hold(model, mask), generator)
         finally:
             for weight, flag in zip(weights, wanted, strict=True):
                 weight.requires_grad_(flag)
-                weight.grad = None
-        with torch.no_grad():
-            gain = float(first - divergence(answers(model, clean), taught[: len(clean)], self.temperature))
-            if not gain > 0:
+        gain = float(first - self._distance(pupil, learned[:same], taught[:same]))
+        if not gain > 0:
+            with torch.no_grad():
                 for weight, old in zip(weights, was, strict=True):
                     weight.copy_(old)
         check_learned(model)
@@ -96,6 +99,12 @@ class LastStage:
             {"step": 0, "gain": 0.0, "chosen": not gain > 0},
             {"step": self.steps, "gain": gain, "chosen": gain > 0},
         ]
+
+    @torch.no_grad()
+    def _distance(self, pupil: nn.Module, learned: Tensor, taught: Tensor) -> Tensor:
+        """How far the answers are from the teacher's, from what reaches the part that is tuned."""
+        given = [pupil(part.clone()) for part in learned.split(AT_ONCE)]  # it may change in place what it is given
+        return divergence(torch.cat(given), taught, self.temperature)
 
     def _tune(
         self,
@@ -107,11 +116,9 @@ class LastStage:
     ) -> None:
         """All steps, the mask held after each."""
         pupil.requires_grad_(True)
-        optimizer = torch.optim.SGD(pupil.parameters(), self.lr, self.momentum)
+        go = sgd_steps(list(pupil.parameters()), self.momentum)
         for step in range(self.steps):
-            optimizer.param_groups[0]["lr"] = self.lr * (1 - step / self.steps)
             which = torch.randint(len(learned), (self.batch_size,), generator=generator).to(learned.device)
-            optimizer.zero_grad(set_to_none=True)
-            divergence(pupil(learned[which]), taught[which], self.temperature).backward()
-            optimizer.step()
+            loss = divergence(pupil(learned[which]), taught[which], self.temperature)
+            go(loss, self.lr * (1 - step / self.steps))
             again()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nbtools.data.images import Images
+from nbtools.defender.descent import adam_steps
 from nbtools.defender.learning import answers, check_inputs, check_learned, divergence, joined
 from nbtools.defender.pruning import Mask, apply, hold
 from nbtools.defender.repair import Repair, measured
@@ -263,9 +264,8 @@ class ShiftUnlearning:
         for weight in weights:
             weight.requires_grad_(True)
         lr = self.lr / taught.shape[1]
-        optimizer, losses, again = torch.optim.Adam(weights, lr), list[Tensor](), hold(twin, mask)
+        go, losses, again = adam_steps(weights), list[Tensor](), hold(twin, mask)
         for step in range(self.steps):
-            optimizer.param_groups[0]["lr"] = lr * (1 - step / self.steps)
             one, two, moved = (
                 torch.randint(high, (self.batch_size,), generator=generator).to(device)
                 for high in (len(taught), len(taught), len(forced))
@@ -278,12 +278,9 @@ class ShiftUnlearning:
             calm, shaken = tries.chunk(2)
             loss = divergence(calm, given, self.temperature)
             loss = loss + self.weight * divergence(shaken, truth[moved % len(truth)], self.temperature)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            go(loss, lr * (1 - step / self.steps))
             again()
             losses.append(loss.detach())
-        optimizer.zero_grad(set_to_none=True)
         for weight, flag in zip(weights, wanted, strict=True):
             weight.requires_grad_(flag)
         values = torch.stack(losses).tolist()

@@ -4,6 +4,8 @@ import copy
 import json
 import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -187,6 +189,20 @@ def test_with_fine_tuning_and_references_the_verdict_says_so(place: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("brief")
+def test_a_repair_loads_neither_torchs_compiler_nor_torchvision(place: Path, tmp_path: Path) -> None:
+    """Each would be 120 MB of memory or more, and seconds; in an interpreter of its own, which has loaded nothing."""
+    given = ["--model", place / "mine.pth", "--images", place / "clean", "--out", tmp_path / "a.pth"]
+    given = ["defend", *map(str, given), *(part for pair in OPTIONS.items() for part in pair)]
+    code = (
+        "import sys; from nbtools.__main__ import main; main(sys.argv[1:], standalone_mode=False); "
+        "print({'torch._dynamo', 'torchvision', 'pandas', 'distributed', 'matplotlib.pyplot'} & set(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "set()"
+    assert card_of(tmp_path / "a.pth")["defence"]["tuned_steps"], "what tunes is what loads the compiler"
+
+
 def test_another_defence_that_finds_nothing_gives_the_same_weights(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "same.pth"
     assert defend(place, out, "-s", "mu", "50", defence="clp").exit_code == 0

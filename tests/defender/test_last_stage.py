@@ -8,6 +8,7 @@ from tiny import bits, mask_of, network, pictures, plain, same_bits, taught
 from torch import nn
 
 from nbtools.defender import LastStage, Suspiciousness
+from nbtools.defender.last_stage import AT_ONCE
 from nbtools.defender.learning import answers, joined
 from nbtools.defender.pruning import pruned_copy
 from nbtools.networks.above import INPUT, above, at, last_place
@@ -66,6 +67,17 @@ def test_steps_are_those_of_the_whole_network_with_all_below_held(share: float, 
         torch.testing.assert_close(model.get_parameter(name), other.get_parameter(name), rtol=1e-3, atol=1e-5)
 
 
+def test_each_image_goes_once_through_the_teacher_and_once_through_what_lies_below() -> None:
+    before = taught()
+    mask = mask_of(before, {"conv1": [0], "conv2": []})
+    model = pruned_copy(before, mask).eval()
+    seen: list[int] = []
+    for net in (before, model):
+        net.get_submodule("conv1").register_forward_hook(lambda _conv, inputs, _output: seen.append(len(inputs[0])))
+    replace(TUNE, copies=2, steps=2)(model, CLEAN, mask, before)
+    assert sum(seen) == 2 * 3 * len(CLEAN) and max(seen) == AT_ONCE < 3 * len(CLEAN), "and no more of them at once"
+
+
 def test_of_many_images_so_many_are_drawn() -> None:
     before = taught()
     mask = mask_of(before, {"conv1": [0, 1], "conv2": []})
@@ -87,10 +99,10 @@ def test_an_error_on_the_way_leaves_no_weight_that_wants_a_gradient(monkeypatch:
     mask = mask_of(before, {"conv1": [0], "conv2": []})
     model = pruned_copy(before, mask).eval()
 
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(torch.Tensor, "backward", fails)
+    monkeypatch.setattr(torch.autograd, "grad", fails)
     with pytest.raises(RuntimeError, match="no memory"):
         TUNE(model, CLEAN, mask, before)
     assert not any(weight.requires_grad for weight in model.parameters())
