@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -170,6 +171,18 @@ def plain_loss(logits: Tensor, label: int, kind: str) -> Tensor:
         return logits[label] - torch.stack(others).max()
     logits = logits / {"cross_entropy": 1.0, "softened": 4.0}[kind]
     return logits.exp().sum().log() - logits[label]
+
+
+class Calls(TorchDispatchMode):
+    """While the context lasts, counts the calls of each operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: Counter[Any] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.made[func] += 1
+        return func(*args, **(kwargs or {}))
 
 
 class ConvolutionGradients(TorchDispatchMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +58,7 @@ class Images:
     def subset(self, indices: Tensor) -> Images:
         """The images at `indices` (int64 `[m]`, or a bool mask `[n]`), in that order."""
         indices = indices.to(self.images.device)
-        return Images(self.images[indices], self.labels[indices], self.classes)
+        return self._like(self.images[indices], self.labels[indices])
 
     def of_class(self, label: int) -> Images:
         """Only the images of one class."""
@@ -65,7 +66,14 @@ class Images:
 
     def to(self, device: torch.device | str) -> Images:
         """The same images on `device`."""
-        return Images(self.images.to(device), self.labels.to(device), self.classes)
+        return self._like(self.images.to(device), self.labels.to(device))
+
+    def _like(self, images: Tensor, labels: Tensor) -> Images:
+        """Images of the same kind with some of these labels; a check of them would wait for the device."""
+        made = copy.copy(self)
+        for name, value in (("images", images), ("labels", labels)):
+            object.__setattr__(made, name, value)
+        return made
 
     def floats(self) -> Tensor:
         """The images as a model takes them: float32 `[n, 3, h, w]` in [0, 1]."""

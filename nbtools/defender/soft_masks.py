@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from nbtools.defender.pruning import Mask
 from nbtools.networks.graph import duplicate
@@ -30,7 +29,13 @@ class SoftMasks:
         self.sizes = [unit.filters for unit in units]
         self.gamma = torch.cat([bn.weight.detach() for bn in self.norms])
         self.beta = torch.cat([bn.bias.detach() for bn in self.norms])
-        self.batch_statistics = batch_statistics
+        norms = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+        self.following = norms if batch_statistics else []
+        for bn in self.norms:  # a parameter could not be what a factor has made of it
+            for name in ("weight", "bias"):
+                value = getattr(bn, name).detach()
+                delattr(bn, name)
+                bn.register_buffer(name, value)
 
     @property
     def count(self) -> int:
@@ -45,30 +50,29 @@ class SoftMasks:
             factors: `[filters]`, of all units in one vector.
             shifts: the same for beta; None leaves it.
         """
-        changed: dict[str, Tensor] = {}
         gammas = (self.gamma * factors).split(self.sizes)
-        betas = (self.beta * shifts).split(self.sizes) if shifts is not None else None
-        for number, unit in enumerate(self.units):
-            changed[f"{unit.bn}.weight"] = gammas[number]
-            if betas is not None:
-                changed[f"{unit.bn}.bias"] = betas[number]
-        with self._statistics():
-            return functional_call(self.model, changed, (inputs,))
+        betas = (self.beta * shifts).split(self.sizes) if shifts is not None else [bn.bias for bn in self.norms]
+        with self._changed(gammas, betas):
+            return self.model(inputs)
 
     @contextmanager
-    def _statistics(self) -> Iterator[None]:
-        """For one forward pass, normalise by the batch where this was asked for."""
-        if not self.batch_statistics:
-            yield
-            return
-        every = [m for m in self.model.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
-        for bn in every:
+    def _changed(self, gammas: Sequence[Tensor], betas: Sequence[Tensor]) -> Iterator[None]:
+        """For one forward pass, these gammas and betas, and the batch's statistics where this was asked for.
+
+        `torch.func.functional_call` does the same for any model, but walks through all its weights each time.
+        """
+        was = [(bn.weight, bn.bias) for bn in self.norms]
+        for bn, gamma, beta in zip(self.norms, gammas, betas, strict=True):
+            bn.weight, bn.bias = gamma, beta
+        for bn in self.following:
             bn.training = True  # itself alone: an activation or a dropout in it stays as it is
             bn.track_running_stats = False  # the batch's statistics are used, the running ones stay as they are
         try:
             yield
         finally:
-            for bn in every:
+            for bn, (gamma, beta) in zip(self.norms, was, strict=True):
+                bn.weight, bn.bias = gamma, beta
+            for bn in self.following:
                 bn.training = False
                 bn.track_running_stats = True
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import ConvolutionGradients, bits, network, pictures, plain, same_bits, taught
+from tiny import Calls, ConvolutionGradients, bits, network, pictures, plain, same_bits, taught
 from torch import Tensor, nn
 
 from nbtools.data.images import Images
@@ -244,6 +244,17 @@ def test_what_cannot_be_swept_is_refused(values: Tensor, thresholds: list[float]
         sweep(plain(), units, values, thresholds, lambda _: 0.0)
     with pytest.raises(ValueError, match=message):
         choose_threshold(plain(), units, values, thresholds, pictures(4), Validation())
+
+
+def test_no_iteration_waits_for_a_number_from_the_device() -> None:
+    """On a GPU each would let its queue run empty; what is read before and after the iterations is read once."""
+
+    def read(iterations: int) -> int:
+        with Calls() as calls:
+            replace(SHORT, iterations=iterations).masks(plain(), pictures(12))
+        return calls.made[torch.ops.aten._local_scalar_dense.default]
+
+    assert read(12) == read(2)
 
 
 def test_the_history_has_a_row_every_hundred_iterations_and_at_the_end() -> None:
