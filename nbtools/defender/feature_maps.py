@@ -21,6 +21,8 @@ from nbtools.networks.units import Unit, Units, is_plain, layers_of
 
 CHUNK = 128
 """Images that go through the network at once: it bounds the memory; a CPU's caches like no more."""
+PIXELS = 512 * 32 * 32
+"""On a GPU, more images at once as long as they have no more pixels: one of 32 x 32 pixels is soon done with 128."""
 
 
 def noisy_images(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
@@ -33,6 +35,11 @@ def noisy_images(images: Tensor, alpha: float, generator: torch.Generator) -> Te
     """
     noise = torch.rand(images.shape, generator=generator).mul_(2).sub_(1).sign_().to(images)
     return (images + alpha * noise).clamp_(0, 1)
+
+
+def at_once(device: torch.device, height: int, width: int) -> int:
+    """How many images of this size go through the network at once."""
+    return CHUNK if device.type == "cpu" else max(CHUNK, PIXELS // (height * width))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +110,8 @@ def channel_accuracies(
     twin, device = folded(model, units), noisy.device
     correct = {unit.conv: torch.zeros(unit.filters, dtype=torch.int64, device=device) for unit in units}
     losses = {unit.conv: torch.zeros(unit.filters, dtype=torch.float64, device=device) for unit in units}
-    blocks = zip(clean.images.split(CHUNK), clean.labels.split(CHUNK), noisy.split(CHUNK), strict=True)
+    most = at_once(device, *clean.size)
+    blocks = zip(clean.images.split(most), clean.labels.split(most), noisy.split(most), strict=True)
     for images, labels, block in blocks:
         gradients = MapGradients(model, twin, units, to_floats(images), block)
         for unit in units:
@@ -126,7 +134,7 @@ def adversarial_maps(
         model: is not changed.
         unit: which layer; one of `prunable_units(model)`.
         channels: which of its channels, each below `unit.filters`.
-        clean: the images x, at most `CHUNK`.
+        clean: the images x, at most as many as `at_once` says.
         noisy: x~, float `[n, 3, h, w]` in [0, 1].
         epsilon: size of the step.
 
@@ -134,9 +142,10 @@ def adversarial_maps(
         ValueError: as `channel_accuracies`, for a channel that the layer does not have, or too many images.
     """
     units = _check(model, clean, noisy)
-    if len(clean) > CHUNK or not channels or not all(0 <= channel < unit.filters for channel in channels):
+    most = at_once(noisy.device, *clean.size)
+    if len(clean) > most or not channels or not all(0 <= channel < unit.filters for channel in channels):
         raise ValueError(
-            f"{unit.conv} has the channels 0 to {unit.filters - 1} and at most {CHUNK} images are looked at, "
+            f"{unit.conv} has the channels 0 to {unit.filters - 1} and at most {most} images are looked at, "
             f"got the channels {list(channels)} and {len(clean)} images"
         )
     model = duplicate(model).eval().requires_grad_(False)
@@ -204,7 +213,7 @@ class MapGradients:
         clean, noised = _maps(model, units, images), _maps(model, units, noisy)
         self.errors = {name: noised[name] - clean[name] for name in clean}
         self.convs = {unit.conv: conv for unit, conv, _ in layers_of(model, units)}
-        limit = max(1, CHUNK // len(noisy))
+        limit = max(1, at_once(noisy.device, *noisy.shape[2:]) // len(noisy))
         # the last copies of a layer may stay idle: as few as can be
         self.copies = min(
             range(limit // 2 + 1, limit + 1),

@@ -168,6 +168,12 @@ def test_never_more_than_a_chunk_goes_through_the_network(monkeypatch: pytest.Mo
     assert max(sizes) == 10
 
 
+@pytest.mark.parametrize(("side", "many"), [(16, 2048), (32, 512), (64, 128), (224, 128)])
+def test_a_gpu_takes_more_images_at_once_where_they_are_small(side: int, many: int) -> None:
+    assert feature_maps.at_once(torch.device("cuda"), side, side) == many
+    assert feature_maps.at_once(torch.device("cpu"), side, side) == feature_maps.CHUNK
+
+
 def test_noise_is_one_step_up_or_down_within_the_range() -> None:
     images = pictures(6).floats()
     noisy = noisy_images(images, 0.1, torch.Generator().manual_seed(0))
