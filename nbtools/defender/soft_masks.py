@@ -63,7 +63,7 @@ class SoftMasks:
         """
         was = [(bn.weight, bn.bias) for bn in self.norms]
         for bn, gamma, beta in zip(self.norms, gammas, betas, strict=True):
-            bn.weight, bn.bias = gamma, beta
+            bn.weight, bn.bias = gamma, beta  # pyright: ignore[reportAttributeAccessIssue]  # buffers here
         for bn in self.following:
             bn.training = True  # itself alone: an activation or a dropout in it stays as it is
             bn.track_running_stats = False  # the batch's statistics are used, the running ones stay as they are
