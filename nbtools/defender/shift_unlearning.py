@@ -223,10 +223,13 @@ class ShiftUnlearning:
             raise DivergedError(f"shifted images get answers that hold nan or inf ({place or 'the image'} was shifted)")
         return _Asked(place, scale, walked)
 
-    def _forced(self, twin: nn.Module, more: Images, count: int, asked: _Asked, suspect: int, seed: int) -> Tensor:
-        """What reaches the last place when the images are shifted at one: each image twice, `[2n, c, h, w]`."""
+    def _forced(
+        self, twin: nn.Module, more: Images, learned: Tensor, count: int, asked: _Asked, suspect: int, seed: int
+    ) -> Tensor:
+        """What reaches the last place, `learned`, when images are shifted at one: each twice, `[2n, c, h, w]`."""
         generator, scale, highest = torch.Generator().manual_seed(seed), asked.scale, _highest(asked.place)
-        maps, top, last = at(twin, asked.place, more), above(twin, asked.place), self.places[-1]
+        top, last = above(twin, asked.place), self.places[-1]
+        maps = learned if asked.place == last else at(twin, asked.place, more)
         only = torch.tensor([suspect], device=maps.device)
         length = min(asked.walked.length, self.reach * float(asked.walked.radii[suspect]))
         parts = halves(count, self.shifts, self.seed, maps.device)
@@ -254,11 +257,12 @@ class ShiftUnlearning:
         """Tune, in place, what lies above the last place; one row a step."""
         generator, device, last = torch.Generator().manual_seed(self.seed), clean.images.device, self.places[-1]
         more = joined(clean, self.copies, generator)
-        forced = torch.cat(
-            [self._forced(twin, more, len(clean), place, suspect, self.seed + k) for k, place in enumerate(asked)]
-        )
-        taught, learned, truth = at(before, last, more), at(twin, last, more), answers(before, more)
+        taught, learned = at(before, last, more), at(twin, last, more)
         teacher, pupil = above(before, last), above(twin, last)
+        with torch.no_grad():  # of copies, since what is given may be changed in place
+            truth = torch.cat([teacher(part.clone()) for part in taught.split(100)])
+        common = (twin, more, learned, len(clean))
+        forced = torch.cat([self._forced(*common, place, suspect, self.seed + k) for k, place in enumerate(asked)])
         weights = list(pupil.parameters())
         wanted = [w.requires_grad for w in weights]
         for weight in weights:

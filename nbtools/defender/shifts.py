@@ -164,15 +164,18 @@ class Searched:
         """Indices of the classes, about a hundred images at a time."""
         return torch.arange(len(self.classes), device=self.maps.device).split(max(1, 100 // len(self.maps)))
 
-    def slopes(self, shifts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean margins over all images and over the harder half `[k]`, and the latter's gradient by the shifts."""
+    def slopes(self, shifts: Tensor, further: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean margins over all images and over the harder half `[k]`, and the latter's gradient by the shifts.
+
+        Where it goes no further the gradient, half of the work, is left out: it is 0.
+        """
         every, half, slopes = list[Tensor](), list[Tensor](), list[Tensor]()
         for part in self.parts():
             moved, others = shifts[part].requires_grad_(True), self.others[part]
-            with torch.enable_grad():
+            with torch.set_grad_enabled(further):
                 margins = self.margins(moved, part)
                 values = harder(margins, others)
-                (slope,) = torch.autograd.grad(values.sum(), moved)
+                slope = torch.autograd.grad(values.sum(), moved)[0] if further else torch.zeros_like(moved)
             every.append(margins.detach().where(others, 0.0).sum(1) / others.sum(1).clamp_min(1))
             half.append(values.detach())
             slopes.append(slope)
@@ -222,14 +225,16 @@ def walk(folds: Sequence[tuple[Searched, Searched]], paces: int, judged: Sequenc
     shifts = [torch.zeros(len(fold.classes), *fold.maps.shape[1:], device=fold.maps.device) for fold in searched]
     way, rows, pace, size = [shifts], list[Tensor](), 0.0, searched[0].size
     while True:
-        every, harder_half, slopes = zip(*(f.slopes(s) for f, s in zip(searched, shifts, strict=True)), strict=True)
+        further = len(rows) < 2 * paces
+        found = [fold.slopes(by, further) for fold, by in zip(searched, shifts, strict=True)]
+        every, harder_half, slopes = zip(*found, strict=True)
         rows.append(torch.stack(every).mean(0))
         if len(rows) == 1:
             steepness = torch.stack([slope.flatten(1).norm(dim=1) for slope in slopes]).mean(0) * size
             missing = -torch.stack(harder_half).mean(0)
             pace = float((missing / steepness.clamp_min(1e-20)).median().clamp_min(1e-6)) / paces
         medians = torch.stack(rows).median(1).values.tolist()
-        if len(rows) > 2 * paces or medians[-1] >= 0:
+        if not further or medians[-1] >= 0:
             break
         shifts = [s + pace * size * _direction(g) for s, g in zip(shifts, slopes, strict=True)]
         way.append(shifts)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from tiny import CLASSES, bits, pictures, plain, same_bits
 from torch import Tensor, nn
 
 from nbtools.defender import ShiftUnlearning, Suspiciousness
+from nbtools.defender.descent import Step, adam_steps
 from nbtools.defender.shift_unlearning import _Asked, _told
 from nbtools.defender.shifts import Searched, Walked, walk
 from nbtools.networks.architectures import Normalise
@@ -228,10 +230,14 @@ def test_few_images_are_joined_by_their_copies_on_the_same_side() -> None:
 def test_the_steps_fall_to_zero_and_every_shift_is_used(shifts: int) -> None:
     rates, picked = list[float](), set[int]()
 
-    class Noting(torch.optim.Adam):
-        def step(self, *args: Any, **kwargs: Any) -> Any:
-            rates.append(self.param_groups[0]["lr"])
-            return super().step(*args, **kwargs)
+    def noting(weights: Sequence[Tensor]) -> Step:
+        go = adam_steps(weights)
+
+        def step(loss: Tensor, lr: float) -> None:
+            rates.append(lr)
+            go(loss, lr)
+
+        return step
 
     drawn_from = torch.randint
 
@@ -242,7 +248,7 @@ def test_the_steps_fall_to_zero_and_every_shift_is_used(shifts: int) -> None:
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch.optim.Adam", Noting)
+        patch.setattr("nbtools.defender.shift_unlearning.adam_steps", noting)
         patch.setattr("torch.randint", draw)
         replace(BARELY, level=1.0, steps=4, shifts=shifts, lr=1.6)(Shortcut(1), pictures(40))
     assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])

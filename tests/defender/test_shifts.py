@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
-from tiny import CLASSES, pictures, plain
+from tiny import CLASSES, Calls, pictures, plain
 from torch import Tensor, nn
 
 from nbtools.defender.shifts import (
@@ -114,6 +114,17 @@ def test_on_a_linear_network_the_walk_is_a_straight_line() -> None:
     own = Searched(Linear(weight), maps, labels, scale, labels)
     nowhere = walk([(own, own)], paces=4)
     assert nowhere.length == 0 and nowhere.margins.tolist() == [[0]], "no image is of another class"
+
+
+def test_the_last_possible_step_makes_no_gradient_and_the_margins_are_the_same() -> None:
+    model, clean = plain(), pictures(12)
+    searched = Searched(model, clean.floats(), clean.labels, torch.ones(1, 3, 1, 1), torch.arange(4))
+    shifts = torch.randn(4, 3, *clean.size, generator=torch.Generator().manual_seed(0))
+    every, half, slopes = searched.slopes(shifts.clone())
+    with Calls() as calls:
+        same = searched.slopes(shifts.clone(), further=False)
+    assert same[0].equal(every) and same[1].equal(half) and bool(slopes.any()) and not same[2].any()
+    assert not any("backward" in str(made) for made in calls.made)
 
 
 def test_a_shift_is_judged_by_images_that_it_was_not_found_on() -> None:
