@@ -22,7 +22,7 @@ from nbtools.networks.units import Unit, Units, is_plain, layers_of
 CHUNK = 128
 """Images that go through the network at once: it bounds the memory; a CPU's caches like no more."""
 PIXELS = 512 * 32 * 32
-"""On a GPU, more images at once as long as they have no more pixels: one of 32 x 32 pixels is soon done with 128."""
+"""On a GPU, more images at once as long as they have no more pixels."""
 
 
 def noisy_images(images: Tensor, alpha: float, generator: torch.Generator) -> Tensor:
