@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nbtools.data.images import Images, to_floats
 from nbtools.defender.components import check_classes, check_clean
 from nbtools.defender.pruning import Mask, hold
-from nbtools.networks.training import DivergedError, augment
+from nbtools.networks.training import DivergedError, augment, sgd
 from nbtools.networks.units import Units, check_finite, prunable_units
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -74,7 +74,8 @@ def answers(model: nn.Module, images: Images, batch_size: int = 250) -> Tensor:
 def accuracy(model: Callable[[Tensor], Tensor], images: Images, batch_size: int = 500) -> float:
     """Share of images that are classified as labelled, in [0, 1]; a module must be in eval mode."""
     pairs = zip(images.images.split(batch_size), images.labels.split(batch_size), strict=True)
-    return sum(int((model(to_floats(x)).argmax(1) == y).sum()) for x, y in pairs) / len(images)
+    right = [(model(to_floats(x)).argmax(1) == y).sum() for x, y in pairs]
+    return int(torch.stack(right).sum()) / len(images)
 
 
 def divergence(logits: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:
@@ -218,7 +219,7 @@ class Epochs:
         wanted = [parameter.requires_grad for parameter in model.parameters()]
         learn(model, self.frozen_bn)
         again = hold(model, mask) if mask is not None and mask.count else lambda: None
-        optimizer = torch.optim.SGD(
+        optimizer = sgd(
             model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
         )
         generator = torch.Generator().manual_seed(self.seed)

@@ -15,7 +15,7 @@ from nbtools.defender.head import features, linear_head
 from nbtools.defender.learning import answers, batches, check_inputs, check_learned, joined, nothing_pruned
 from nbtools.defender.repair import Repair, measured
 from nbtools.networks.graph import duplicate
-from nbtools.networks.training import DivergedError, augment
+from nbtools.networks.training import DivergedError, augment, sgd
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class LMR:
         Batch norms keep their statistics. The ascent ends before a pass whose loss would not be finite.
         """
         twin = duplicate(model).eval().requires_grad_(True)
-        optimizer = torch.optim.SGD(twin.parameters(), self.ascent_lr, maximize=True)
+        optimizer = sgd(twin.parameters(), self.ascent_lr, maximize=True)
         generator = torch.Generator().manual_seed(self.seed)
         means = F.log_softmax(answers(twin, clean).double(), 1).mean(0)
         for _ in range(self.ascent_epochs):

@@ -18,7 +18,7 @@ from nbtools.defender.learning import learn, logits_of
 from nbtools.defender.memory import peak
 from nbtools.defender.pruning import Mask, hold
 from nbtools.networks.graph import duplicate
-from nbtools.networks.training import augment
+from nbtools.networks.training import augment, sgd
 from nbtools.networks.units import check_finite
 
 
@@ -198,7 +198,7 @@ class FineTune:
         """Tune in place; after every `every` of the first `steps` steps yield their number, the model in eval mode."""
         again, generator = hold(model, mask), torch.Generator().manual_seed(self.seed)
         wanted = [parameter.requires_grad for parameter in model.parameters()]
-        optimizer = torch.optim.SGD(model.parameters(), self.lr, self.momentum)
+        optimizer = sgd(model.parameters(), self.lr, self.momentum)
         size, queue = min(self.batch_size, len(images)), torch.empty(0, dtype=torch.int64)
         for step in range(1, steps + 1):
             learn(model, self.frozen_bn)

@@ -18,7 +18,7 @@ from nbtools.defender.soft_masks import SoftMasks, as_mask, shut
 from nbtools.defender.threshold_sweep import check_thresholds, choose_threshold
 from nbtools.defender.validation import Validation
 from nbtools.networks.graph import duplicate
-from nbtools.networks.training import DivergedError, augment
+from nbtools.networks.training import DivergedError, augment, sgd
 from nbtools.networks.units import Units
 
 Row = dict[str, Any]
@@ -121,7 +121,7 @@ class RNP:
             DivergedError: where a loss, a weight or a statistic is not finite.
         """
         twin, generator = duplicate(model).requires_grad_(True), torch.Generator().manual_seed(self.seed)
-        optimizer = torch.optim.SGD(
+        optimizer = sgd(
             twin.parameters(), self.unlearn_lr, self.momentum, weight_decay=self.weight_decay, maximize=True
         )
         rows = [{"stage": "unlearn", "epoch": 0, "steps": 0, **self._measure(twin, units, images)}]

@@ -13,7 +13,7 @@ from nbtools.data.images import to_floats
 from nbtools.defender.components import components, spectral_norms
 from nbtools.lab.bench_defences import BENCHES
 from nbtools.lab.timing import model_of, random_images, seconds, side_by_side
-from nbtools.networks.training import Recipe, train, train_step
+from nbtools.networks.training import Recipe, sgd, train, train_step
 from nbtools.networks.units import layers_of, prunable_units
 from nbtools.settings import default_device, hardware_and_precision, keep_memory
 
@@ -61,7 +61,7 @@ def bench_training(repeats: int, device: torch.device) -> str:
     width, batch, steps = 32, 128, 8
     images, recipe = random_images(batch * steps, device), Recipe(epochs=1, batch_size=batch)
     looped, fixed = model_of(width, device), model_of(width, device).train()
-    optimizer = torch.optim.SGD(fixed.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = sgd(fixed.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
     inputs, labels = to_floats(images.images[:batch]), images.labels[:batch]
 
     def same_steps() -> None:

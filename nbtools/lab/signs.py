@@ -20,7 +20,7 @@ from nbtools.lab.cache import cached, source_hash
 from nbtools.lab.experiments import Run, start
 from nbtools.lab.trained import Trained, precision
 from nbtools.networks.architectures import make_model
-from nbtools.networks.training import Recipe, train_step
+from nbtools.networks.training import Recipe, sgd, train_step
 from nbtools.settings import hardware, seed_everything
 
 STOP, TARGET = GTSRB_CLASSES.index("stop"), GTSRB_CLASSES.index("30 km/h")
@@ -110,8 +110,7 @@ def signs(data: Path | None = None, seed: int = 0) -> Signs:
 
 def _train(model: torch.nn.Module, images: Images, recipe: Recipe, seed: int) -> list[float]:
     """Train in place; the mean loss of each epoch."""
-    parameters = model.parameters()
-    optimizer = torch.optim.SGD(parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True)
+    optimizer = sgd(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True)
     generator, device = torch.Generator().manual_seed(seed), images.images.device
     batches = len(images) // recipe.batch_size
     losses = []

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from nbtools.data.images import Images, to_floats
 from nbtools.settings import has_bf16
 
 Row = dict[str, float]
+
+PIECE = 2**25
+"""Bytes of images that an epoch crops at once (32 MiB, or one batch where that is more); it takes three times that."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class DivergedError(RuntimeError):
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
     """bf16 autocast where the hardware computes it, else a context that changes nothing."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))
 
 
@@ -79,15 +85,45 @@ def augment(images: Tensor, generator: torch.Generator, padding: int = 4) -> Ten
     Returns:
         The same shape and type, channels-last.
     """
+    return _cropped(images, _crops(1, len(images), generator, padding).to(images.device), padding)
+
+
+def _crops(batches: int, size: int, generator: torch.Generator, padding: int) -> Tensor:
+    """Where the images of each batch in turn are cropped, and whether they are flipped: int64 `[3, batches * size]`."""
+    drawn = [
+        (torch.randint(0, 2 * padding + 1, (2, size), generator=generator), torch.rand(size, generator=generator))
+        for _ in range(batches)
+    ]
+    shifts, flips = (torch.stack(values) for values in zip(*drawn, strict=True))
+    return torch.cat([shifts.transpose(0, 1).flatten(1), (flips < 0.5).flatten()[None]])
+
+
+def _cropped(images: Tensor, crops: Tensor, padding: int) -> Tensor:
+    """The crops of `_crops`, both on one device: as many images as are given, channels-last."""
     count, _, height, width = images.shape
-    shifts = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
-    flips = torch.rand(count, 1, generator=generator) < 0.5
-    columns = torch.arange(width)
-    rows = (shifts[0] + torch.arange(height)).to(images.device)
-    columns = (shifts[1] + torch.where(flips, columns.flip(0), columns)).to(images.device)
+    down, right, flip = crops[:, :, None]
+    each, rows, columns = (torch.arange(size, device=images.device) for size in (count, height, width))
+    rows, columns = down + rows, right + torch.where(flip > 0, columns.flip(0), columns)
     padded = F.pad(images, [padding] * 4)
-    each = torch.arange(count, device=images.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    gathered = padded.permute(0, 2, 3, 1)[each[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return gathered.permute(0, 3, 1, 2)
+
+
+def sgd(weights: Iterable[Tensor], lr: float, momentum: float = 0, **rest: Any) -> torch.optim.SGD:
+    """SGD that moves all weights of a network in few calls.
+
+    On CUDA in one ("fused"); elsewhere weight by weight inside a call for each operation ("foreach"), which gives the
+    bits of PyTorch's plain loop. Fused, a CPU rounds the last weights of a tensor differently.
+
+    Args:
+        weights: all on one device.
+        lr: learning rate.
+        momentum: in [0, 1].
+        rest: further arguments of `torch.optim.SGD`.
+    """
+    weights = list(weights)
+    fused = all(weight.is_cuda for weight in weights)
+    return torch.optim.SGD(weights, lr, momentum, fused=fused, foreach=not fused, **rest)
 
 
 Penalty = Callable[[Tensor], Tensor]
@@ -124,9 +160,9 @@ def train(
 ) -> list[Row]:
     """Train a model in place.
 
-    The order of the images and their augmentation depend on `seed` and the epoch's number alone, so a run that is
-    killed and started again with the same `checkpoint` ends bit-identical to one that was not (on a CPU, with the
-    same number of threads).
+    The order of the images and their augmentation depend on `seed` and the epoch's number alone: they are drawn by a
+    CPU generator, so the model sees the same images on every device. A run that is killed and started again with the
+    same `checkpoint` ends bit-identical to one that was not (on a CPU, with the same number of threads).
 
     Args:
         model: lies on the same device as the images.
@@ -148,9 +184,7 @@ def train(
     """
     if len(images) < 2:
         raise ValueError(f"training needs at least two images, got {len(images)}")
-    optimizer = torch.optim.SGD(
-        model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True
-    )
+    optimizer = sgd(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True)
     made_by = json.dumps([asdict(recipe), seed])
     rows = _resume(checkpoint, model, optimizer, made_by)
     if log:
@@ -184,17 +218,29 @@ def _one_epoch(
     penalty: Penalty | None,
 ) -> float:
     model.train()
+    batches = len(images) // min(recipe.batch_size, len(images))
+    total = torch.zeros((), device=images.images.device)
+    for number, (pixels, labels) in enumerate(_batches(images, recipe, seed, epoch)):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.lr_at(epoch * batches + number, recipe.epochs * batches)
+        total += train_step(model, optimizer, to_floats(pixels), labels, penalty)
+    return float(total) / batches
+
+
+def _batches(images: Images, recipe: Recipe, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """An epoch's batches, cropped and flipped: uint8 `[b, 3, h, w]` and labels `[b]`, on the images' device.
+
+    All is drawn on the CPU before the first batch, the order first, then each batch's crops, and goes to the device
+    in one copy; the pixels are gathered there, `PIECE` bytes at a time.
+    """
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
     size = min(recipe.batch_size, len(images))
-    order = torch.randperm(len(images), generator=generator)[: len(images) // size * size].to(images.images.device)
-    batches = order.split(size)
-    total = torch.zeros((), device=images.images.device)
-    for number, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr_at(epoch * len(batches) + number, recipe.epochs * len(batches))
-        inputs = to_floats(augment(images.images[batch], generator, recipe.padding))
-        total += train_step(model, optimizer, inputs, images.labels[batch], penalty)
-    return float(total) / len(batches)
+    count = len(images) // size * size
+    order = torch.randperm(len(images), generator=generator)[:count]
+    drawn = torch.cat([order[None], _crops(count // size, size, generator, recipe.padding)]).to(images.images.device)
+    for part in drawn.split(max(1, PIECE // (images.images[0].numel() * size)) * size, 1):
+        pixels = _cropped(images.images[part[0]], part[1:], recipe.padding)
+        yield from zip(pixels.split(size), images.labels[part[0]].split(size), strict=True)
 
 
 def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rows: list[Row], made_by: str) -> None:

@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nbtools.data.images import Images
 from nbtools.evaluator.evaluation import accuracy
+from nbtools.networks import training
 from nbtools.networks.architectures import ResNet18
 from nbtools.networks.training import DivergedError, Recipe, Row, augment, train
 
@@ -111,6 +112,39 @@ def test_the_learning_rate_rises_then_falls_linearly_to_zero() -> None:
     finally:
         hook.remove()
     assert used == [RECIPE.lr_at(step, 9) for step in range(9)]
+
+
+def plain_training(model: nn.Module, images: Images, recipe: Recipe, seed: int) -> None:
+    """What `train` does, a batch at a time: its crops are drawn when it comes, image by image, and PyTorch's own SGD."""
+    size, padding = recipe.batch_size, recipe.padding
+    weights, batches = list(model.parameters()), len(images) // size
+    sgd = torch.optim.SGD(weights, 1, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True, foreach=False)
+    model.train()
+    for epoch in range(recipe.epochs):
+        generator = Generator().manual_seed(seed * 100_003 + epoch)
+        order = torch.randperm(len(images), generator=generator)
+        for number in range(batches):
+            batch, crops = order[number * size : (number + 1) * size], list[Tensor]()
+            shifts = torch.randint(0, 2 * padding + 1, (2, size), generator=generator)
+            flips = torch.rand(size, generator=generator) < 0.5
+            for index, down, right, flip in zip(batch, *shifts.tolist(), flips.tolist(), strict=True):
+                whole = F.pad(images.images[index], [padding] * 4)
+                crop = whole[:, down : down + images.size[0], right : right + images.size[1]]
+                crops.append(crop.flip(2) if flip else crop)
+            inputs = torch.stack(crops).to(torch.float32, memory_format=torch.channels_last) / 255
+            sgd.param_groups[0]["lr"] = recipe.lr_at(epoch * batches + number, recipe.epochs * batches)
+            sgd.zero_grad()
+            F.cross_entropy(model(inputs), images.labels[batch]).backward()
+            sgd.step()
+
+
+@pytest.mark.parametrize("piece", [1, 2 * 16 * 192, training.PIECE])
+def test_training_equals_a_plain_loop_bit_for_bit(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "PIECE", piece)  # a batch at a time, two of the three batches, or all
+    one, other, recipe, images = fresh(), fresh(), replace(RECIPE, epochs=2), pictures(53, size=8)
+    train(one, images, recipe, seed=3, log=None)
+    plain_training(other, images, recipe, seed=3)
+    assert same(one, other)
 
 
 class Recorder(nn.Module):
