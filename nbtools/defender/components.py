@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from nbtools.data.images import Images, to_floats
 from nbtools.defender.saliency import SALIENCY_LOSSES, gradient_norms, gradient_sum, saliency_loss
 from nbtools.networks.maps import passing, watch
-from nbtools.networks.units import Units, bn_factor, check_finite, layers_of, prunable_units
+from nbtools.networks.units import Unit, Units, bn_factor, check_finite, layers_of, prunable_units
 
 Scores = dict[str, Tensor]
 """Convolution name to float64 `[filters]`."""
 
 
+@torch.no_grad()
 def spectral_norms(model: nn.Module, units: Units | None = None, fold_bn: bool = True) -> Scores:
     """Spectral norm of each filter, the whole network in one eigenvalue call per kernel size.
 
@@ -30,24 +31,25 @@ def spectral_norms(model: nn.Module, units: Units | None = None, fold_bn: bool =
     Returns:
         Convolution name to float64 `[filters]`, not negative.
     """
-    layers = layers_of(model, units or prunable_units(model))
-    grams: dict[int, list[Tensor]] = {}
-    for _, conv, _ in layers:
-        weight = conv.weight.detach().permute(0, 2, 3, 1).flatten(1, 2)  # [filters, k*k, c_in]
-        grams.setdefault(weight.shape[1], []).append((weight @ weight.transpose(1, 2)).float())
-    norms = {
-        side: iter(_largest_eigenvalues(torch.cat(stack)).sqrt().split([len(gram) for gram in stack]))
-        for side, stack in grams.items()
-    }
-    scores = {}
-    for unit, _, bn in layers:
-        sigma = next(norms[unit.kernel[0] * unit.kernel[1]]).double()
-        scores[unit.conv] = sigma * bn_factor(bn) if fold_bn else sigma
-    return scores
+    units = units or prunable_units(model)
+    stacks: dict[int, list[tuple[Unit, Tensor, nn.BatchNorm2d]]] = {}
+    for unit, conv, bn in layers_of(model, units):
+        weight = conv.weight.flatten(2)  # [filters, c_in, k * k]
+        gram = torch.bmm(weight.transpose(1, 2), weight)
+        stacks.setdefault(weight.shape[2], []).append((unit, gram, bn))
+    order = [layer for stack in stacks.values() for layer in stack]
+    norms = torch.cat([_largest_eigenvalues(torch.cat([gram for _, gram, _ in stack])) for stack in stacks.values()])
+    sigma = norms.sqrt().double()
+    if fold_bn:
+        sigma = sigma * bn_factor(*(bn for _, _, bn in order))
+    parts = sigma.split([unit.filters for unit, _, _ in order])
+    found = {unit.conv: part for (unit, _, _), part in zip(order, parts, strict=True)}
+    return {unit.conv: found[unit.conv] for unit in units}
 
 
 def _largest_eigenvalues(grams: Tensor) -> Tensor:
-    """Largest eigenvalue of each of `[n, k, k]` symmetric positive matrices: `[n]`."""
+    """Largest eigenvalue of each of `[n, k, k]` symmetric positive matrices: float32 `[n]`."""
+    grams = grams.float()
     if grams.shape[-1] == 1:
         return grams[:, 0, 0].clamp_min(0)
     return torch.linalg.eigvalsh(grams)[:, -1].clamp_min(0)
@@ -69,17 +71,18 @@ class MapStatistics:
 
     def add(self, maps: Tensor) -> None:
         """Take in one batch: float `[n, filters, h, w]`."""
-        columns = maps.transpose(0, 1).flatten(1).float()
-        norms = maps.float().flatten(2).norm(dim=2).sum(0, dtype=torch.float64)
-        shift = columns.mean(1, keepdim=True) if self.shift is None else self.shift
+        columns = maps.float().permute(0, 2, 3, 1).flatten(1, 2)  # [n, positions, filters], a view where channels-last
+        norms = columns.square().sum(1).sqrt().sum(0, dtype=torch.float64)
+        shift = columns.mean((0, 1)) if self.shift is None else self.shift
         centred = columns - shift
-        first, second = centred.sum(1, dtype=torch.float64), (centred @ centred.T).double()
+        first, rows = centred.sum(1).sum(0, dtype=torch.float64), centred.flatten(0, 1)
+        second = (rows.T @ rows).double()
         if self.norm_sum is None or self.first is None or self.second is None:
             self.shift, self.norm_sum, self.first, self.second = shift, norms, first, second
         else:
             self.norm_sum, self.first, self.second = self.norm_sum + norms, self.first + first, self.second + second
         self.images += len(maps)
-        self.positions += columns.shape[1]
+        self.positions += len(rows)
 
     def activation_norm(self) -> Tensor:
         """a_i = mean over images of || A_i(x) ||_F: float64 `[filters]`."""

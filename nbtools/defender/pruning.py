@@ -86,10 +86,13 @@ def threshold(
         ValueError: for a negative or NaN `mu`, an unknown scope, no round, or scores that are not finite.
     """
     check_threshold(mu, scope, rounds)
+    device, cpu = next((score.device for score in scores.values()), None), torch.device("cpu")
+    scores = _moved(scores, cpu)  # a few thousand numbers, of which nearly every line below asks something
     for name, score in scores.items():
         if not bool(torch.isfinite(score).all()):
             raise ValueError(f"the scores of {name} hold NaN or infinite values")
-    counted = counted or {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    everyone = {name: torch.ones_like(score, dtype=torch.bool) for name, score in scores.items()}
+    counted = _moved(counted, cpu) if counted else everyone
     left = dict(counted)
     for _ in range(rounds):
         pools = {name: score[left[name]] for name, score in scores.items()}
@@ -99,7 +102,15 @@ def threshold(
             # one filter, or equal scores, have no spread to stand out from; rounding of the mean must not give them one
             if len(pool) > 1 and bool(pool.amax() > pool.amin()):
                 left[name] = left[name] & ~(scores[name] > pool.mean() + mu * pool.std())
-    return Mask({name: counted[name] & ~left[name] for name in scores})
+    return Mask(_moved({name: counted[name] & ~left[name] for name in scores}, device))
+
+
+def _moved(layers: dict[str, Tensor], device: torch.device | None) -> dict[str, Tensor]:
+    """The same on another device, in one copy."""
+    if all(values.device == device for values in layers.values()):
+        return layers
+    whole = torch.cat(list(layers.values())).to(device)
+    return dict(zip(layers, whole.split([len(values) for values in layers.values()]), strict=True))
 
 
 def most_suspicious(scores: dict[str, Tensor], counts: dict[str, int]) -> Mask:
@@ -139,14 +150,14 @@ def _batch_norms(model: nn.Module, mask: Mask) -> list[tuple[nn.BatchNorm2d, Ten
 def hold(model: nn.Module, mask: Mask) -> Callable[[], None]:
     """A function that sets gamma = beta = 0 wherever the mask prunes; call it after each optimiser step."""
     pairs = _batch_norms(model, mask)
+    return lambda: _silence(pairs)
 
-    @torch.no_grad()
-    def again() -> None:
-        for bn, pruned in pairs:
-            bn.weight.masked_fill_(pruned, 0)
-            bn.bias.masked_fill_(pruned, 0)
 
-    return again
+@torch.no_grad()
+def _silence(pairs: list[tuple[nn.BatchNorm2d, Tensor]]) -> None:
+    for bn, pruned in pairs:
+        bn.weight.masked_fill_(pruned, 0)
+        bn.bias.masked_fill_(pruned, 0)
 
 
 def apply(model: nn.Module, mask: Mask) -> Callable[[], None]:
@@ -157,7 +168,7 @@ def apply(model: nn.Module, mask: Mask) -> Callable[[], None]:
     """
     pairs = _batch_norms(model, mask)
     kept = [(bn, bn.weight.detach().clone(), bn.bias.detach().clone()) for bn, _ in pairs]
-    hold(model, mask)()
+    _silence(pairs)
 
     @torch.no_grad()
     def undo() -> None:

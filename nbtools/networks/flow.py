@@ -15,7 +15,7 @@ from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from nbtools.networks.graph import UntraceableError, shapes_alone, traced
+from nbtools.networks.graph import UntraceableError, nodes, shapes_alone, shared
 
 SIDES = (224, 32, 64, 96, 128, 256, 299, 384)
 """Sizes in pixels that are tried where a model does not say its own."""
@@ -68,8 +68,8 @@ def by_graph(model: nn.Module) -> Flow:
     Raises:
         UntraceableError: where it can't trace the model.
     """
-    graph = traced(model)
-    modules, nodes = dict(graph.named_modules()), list(graph.graph.nodes)
+    twin = shared(model).eval()
+    modules, graph = dict(twin.named_modules()), nodes(twin)
 
     def module(node: Node) -> nn.Module | None:
         return modules[str(node.target)] if node.op == "call_module" else None
@@ -89,7 +89,7 @@ def by_graph(model: nn.Module) -> Flow:
     convs: list[str] = []
     after: dict[int, str] = {}
     around: set[int] = set()
-    for node in nodes:
+    for node in graph.nodes:
         if isinstance(module(node), nn.Conv2d):
             found = list(takers(node))
             if len(found) == 1 and isinstance(module(found[0]), nn.BatchNorm2d):
@@ -98,7 +98,7 @@ def by_graph(model: nn.Module) -> Flow:
                 if len(beside) > 1 and any(user.target in SUMS for user in takers(found[0])):
                     around.add(len(convs))
             convs.append(str(node.target))
-    norms = Counter(str(node.target) for node in nodes if isinstance(module(node), nn.BatchNorm2d))
+    norms = Counter(str(node.target) for node in graph.nodes if isinstance(module(node), nn.BatchNorm2d))
     return Flow(tuple(convs), after, frozenset(around), norms, "graph")
 
 

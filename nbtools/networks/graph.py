@@ -53,8 +53,13 @@ def traced(model: nn.Module, whole: Set[str] = frozenset()) -> GraphModule:
 
 def trace(model: nn.Module, whole: Set[str] = frozenset()) -> GraphModule:
     """`traced` without the copy: a forward that keeps what it computes keeps nodes of the graph afterwards."""
+    return GraphModule(model, nodes(model, whole)).eval()
+
+
+def nodes(model: nn.Module, whole: Set[str] = frozenset()) -> Graph:
+    """The nodes of `trace` alone, to be read and not to be run: no code is made of them."""
     try:
-        return GraphModule(model, _Tracer(whole).trace(model)).eval()
+        return _Tracer(whole).trace(model)
     except Exception as error:
         raise UntraceableError(
             f"torch.fx can't trace {type(model).__name__} ({_first_line(error)}); its forward must not branch on values"

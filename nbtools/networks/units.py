@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from nbtools.networks.flow import flow_of
 
@@ -135,10 +137,16 @@ def takes_weights_as_they_are(conv: nn.Conv2d) -> bool:
     return torch.allclose(middle, wanted, rtol=1e-3, atol=1e-4 * float(conv.weight.abs().sum((1, 2, 3)).max()))
 
 
-def bn_factor(bn: nn.BatchNorm2d) -> Tensor:
-    """|gamma_i| / sqrt(var_i + eps), how a batch norm in eval mode scales its channels: float64 `[channels]`."""
-    assert bn.running_var is not None, "a batch norm without running statistics has no fixed factor"
-    return bn.weight.detach().double().abs() * (bn.running_var.double() + bn.eps).rsqrt()
+def bn_factor(*norms: nn.BatchNorm2d) -> Tensor:
+    """|gamma_i| / sqrt(var_i + eps), how a batch norm in eval mode scales its channels: float64 `[channels]`.
+
+    Of several batch norms those of the first come first.
+    """
+    gammas, variances = [bn.weight.detach() for bn in norms], []
+    for bn in norms:
+        assert bn.running_var is not None, "a batch norm without running statistics has no fixed factor"
+        variances.append(bn.running_var.double() + bn.eps)
+    return torch.cat(gammas).double().abs() * torch.cat(variances).rsqrt()
 
 
 def behind_bn(bn: nn.BatchNorm2d, given: Tensor, output: Tensor) -> Tensor:
@@ -165,8 +173,11 @@ def check_finite(model: nn.Module) -> None:
     Raises:
         ValueError: it names the first tensors that hold such values.
     """
-    broken = [name for name, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
-    if broken:
+    held = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in held.items() if value.is_floating_point() and value.numel()}
+    largest = get_total_norm(tensors.values(), math.inf)  # one number, so that the device is asked once
+    if not bool(torch.isfinite(largest)):
+        broken = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
         raise ValueError(
             f"the model holds NaN or infinite values in {', '.join(broken[:3])}"
             f"{' and ' + str(len(broken) - 3) + ' more' if len(broken) > 3 else ''}; its training diverged or "

@@ -32,10 +32,10 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("chunk", [1, 10_000, saliency.CHUNK])
+@pytest.mark.parametrize("chunk", [1, 10_000, saliency.CHUNK["cpu"]])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_gradients_equal_one_backward_pass_an_image(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saliency, "CHUNK", chunk)
+    monkeypatch.setattr(saliency, "CHUNK", {"cpu": chunk})
     torch.manual_seed(0)
     conv = CONVOLUTIONS[name]().double()
     inputs = torch.randn(5, 6, 9, 10, dtype=torch.float64).to(memory_format=torch.channels_last)
