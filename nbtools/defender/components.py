@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from nbtools.data.images import Images, to_floats
 from nbtools.defender.saliency import SALIENCY_LOSSES, gradient_norms, gradient_sum, saliency_loss
 from nbtools.networks.maps import passing, watch
+from nbtools.networks.precision import real_float32
 from nbtools.networks.units import Unit, Units, bn_factor, check_finite, layers_of, prunable_units
 
 Scores = dict[str, Tensor]
 """Convolution name to float64 `[filters]`."""
 
 
+@real_float32()
 @torch.no_grad()
 def spectral_norms(model: nn.Module, units: Units | None = None, fold_bn: bool = True) -> Scores:
     """Spectral norm of each filter, the whole network in one eigenvalue call per kernel size.
@@ -157,6 +159,7 @@ def check_classes(outputs: int, classes: int) -> None:
         )
 
 
+@real_float32()
 def components(
     model: nn.Module,
     clean: Images,

@@ -17,6 +17,7 @@ from nbtools.data.images import Images, to_floats
 from nbtools.defender.learning import check_inputs
 from nbtools.networks.graph import duplicate
 from nbtools.networks.maps import passing
+from nbtools.networks.precision import real_float32
 from nbtools.networks.units import Unit, Units, is_plain, layers_of
 
 CHUNK = 128
@@ -83,6 +84,7 @@ class AdversarialMaps:
     after: Tensor
 
 
+@real_float32()
 @torch.no_grad()
 def channel_accuracies(
     model: nn.Module, clean: Images, noisy: Tensor, epsilon: float = 0.06
@@ -124,6 +126,7 @@ def channel_accuracies(
     return {name: ChannelAccuracies(correct[name], losses[name] / len(clean), len(clean)) for name in correct}
 
 
+@real_float32()
 @torch.no_grad()
 def adversarial_maps(
     model: nn.Module, unit: Unit, channels: Sequence[int], clean: Images, noisy: Tensor, epsilon: float = 0.06

@@ -20,6 +20,7 @@ from nbtools.data.images import Images, to_floats
 from nbtools.defender.components import Scores, check_classes, check_clean
 from nbtools.networks.graph import duplicate, traced
 from nbtools.networks.maps import watch
+from nbtools.networks.precision import real_float32
 from nbtools.networks.units import Units, bn_factor, check_finite, layers_of, prunable_units
 
 NORMS = {"l1": 1, "l2": 2}
@@ -61,6 +62,7 @@ def magnitudes(model: nn.Module, units: Units | None = None, norm: str = "l1", f
     return scores
 
 
+@real_float32()
 def saliencies(model: nn.Module, clean: Images, exact: bool = False, batch_size: int = 250) -> Scores:
     """How much the clean loss L, the mean cross-entropy, depends on each filter [ours].
 

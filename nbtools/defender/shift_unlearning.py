@@ -37,6 +37,7 @@ from nbtools.defender.shifts import (
 from nbtools.defender.suspiciousness import Suspiciousness
 from nbtools.networks.above import INPUT, above, at
 from nbtools.networks.graph import duplicate
+from nbtools.networks.precision import real_float32
 from nbtools.networks.training import DivergedError, autocast
 
 
@@ -206,6 +207,7 @@ class ShiftUnlearning:
         check_learned(twin)
         return Repair(twin, mask, scores, history, untuned=untuned, tuned_steps=self.steps)
 
+    @real_float32()
     def _ask(self, before: nn.Module, place: str, clean: Images, classes: int) -> _Asked:
         """Walk the shifts of all classes at a place."""
         count, copies = len(clean), int(len(clean) < self.few)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from nbtools.networks.precision import real_float32
 from nbtools.networks.units import Unit, behind_bn, layers_of
 
 
@@ -14,7 +15,7 @@ from nbtools.networks.units import Unit, behind_bn, layers_of
 def watch(
     model: nn.Module, units: Iterable[Unit], see: Callable[[str, Tensor], None], after_relu: bool = True
 ) -> Iterator[None]:
-    """While the context lasts, `see(conv_name, maps)` gets every unit's maps of each forward pass.
+    """While the context lasts, `see(conv_name, maps)` gets every unit's maps of each forward pass, in real float32.
 
     Args:
         model: the model that is called inside the context.
@@ -34,7 +35,8 @@ def watch(
 
     handles = [bn.register_forward_hook(hook(unit.conv)) for unit, _, bn in layers_of(model, units)]
     try:
-        yield
+        with real_float32():
+            yield
     finally:
         for handle in handles:
             handle.remove()

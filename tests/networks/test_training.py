@@ -115,7 +115,7 @@ def test_the_learning_rate_rises_then_falls_linearly_to_zero() -> None:
 
 
 def plain_training(model: nn.Module, images: Images, recipe: Recipe, seed: int) -> None:
-    """What `train` does, a batch at a time: its crops are drawn when it comes, image by image, and PyTorch's own SGD."""
+    """What `train` does, a batch at a time: its crops are drawn when it comes, image by image."""
     size, padding = recipe.batch_size, recipe.padding
     weights, batches = list(model.parameters()), len(images) // size
     sgd = torch.optim.SGD(weights, 1, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=True, foreach=False)
