@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 OFFLINE = Path(__file__).parent / "offline"
 ROOT = Path(__file__).parent.parent
@@ -18,3 +19,9 @@ runpy.run_path(str(OFFLINE / "sitecustomize.py"))
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that starts empty and that the session's slow tests share: a model is trained once."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """The GPU where there is one, else the CPU: a test that takes it runs on both kinds of machine."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

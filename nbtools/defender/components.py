@@ -36,9 +36,9 @@ def spectral_norms(model: nn.Module, units: Units | None = None, fold_bn: bool =
     units = units or prunable_units(model)
     stacks: dict[int, list[tuple[Unit, Tensor, nn.BatchNorm2d]]] = {}
     for unit, conv, bn in layers_of(model, units):
-        weight = conv.weight.flatten(2)  # [filters, c_in, k * k]
-        gram = torch.bmm(weight.transpose(1, 2), weight)
-        stacks.setdefault(weight.shape[2], []).append((unit, gram, bn))
+        weight = conv.weight.permute(0, 2, 3, 1).flatten(1, 2)  # [filters, k * k, c_in], a view where channels-last
+        gram = torch.bmm(weight, weight.transpose(1, 2))
+        stacks.setdefault(weight.shape[1], []).append((unit, gram, bn))
     order = [layer for stack in stacks.values() for layer in stack]
     norms = torch.cat([_largest_eigenvalues(torch.cat([gram for _, gram, _ in stack])) for stack in stacks.values()])
     sigma = norms.sqrt().double()

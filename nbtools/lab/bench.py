@@ -14,6 +14,8 @@ from nbtools.attacker.triggers import TRIGGERS, make_trigger, stamp
 from nbtools.data.images import Images, to_floats
 from nbtools.defender.components import components, spectral_norms
 from nbtools.lab.bench_defences import BENCHES
+from nbtools.lab.devices import Difference, difference
+from nbtools.lab.experiments import Run, start
 from nbtools.lab.timing import Calls, calls, model_of, random_images, seconds, side_by_side
 from nbtools.networks.graph import shapes_alone
 from nbtools.networks.training import Recipe, sgd, train, train_step
@@ -131,6 +133,20 @@ def bench_whole_training(_repeats: int, device: torch.device) -> str:
     return f"30 epochs of ResNet-18, width 64, 45,000 images on the device: {took:.0f} s"
 
 
+def bench_two_devices(_repeats: int, device: torch.device) -> str:
+    """A small backdoored model measured on the GPU and on the CPU."""
+    what = "BadNets in profile quick, GPU against CPU"
+    if device.type != "cuda":
+        return f"{what}: measured on a GPU alone"
+    return f"{what}: {two_devices(start('quick', device=device, quiet=True), torch.device('cpu'), device)}"
+
+
+def two_devices(run: Run, first: torch.device, second: torch.device) -> Difference:
+    """How far the run's BadNets model, and what a defender measures on it, differ between two devices."""
+    trained = run.model("badnets", 0.1)
+    return difference(trained.model, run.draw(), trained.evaluate, first, second)
+
+
 def bench_poisoning(repeats: int, device: torch.device) -> str:
     """(d) Every trigger on as many images as CIFAR-10 has."""
     images, lines = random_images(50_000, device), []
@@ -142,7 +158,7 @@ def bench_poisoning(repeats: int, device: torch.device) -> str:
     return "\n".join(lines)
 
 
-MORE = (bench_calls, bench_whole_training, bench_poisoning)
+MORE = (bench_calls, bench_whole_training, bench_two_devices, bench_poisoning)
 
 
 def main(repeats: int = 5) -> None:

@@ -27,7 +27,7 @@ def meta_pictures(count: int) -> Images:
 
 
 def test_an_epoch_of_training_copies_once_waits_once_and_adds_few_calls() -> None:
-    epoch, bare = training_calls(meta_pictures(16 * 8), 8)
+    epoch, bare = training_calls(meta_pictures(8 * 4), 4)
     assert (epoch.waits, epoch.copies) == (1, 1), "the mean loss; the order with all crops and flips"
     assert epoch.operators <= 1.05 * bare.operators and (bare.waits, bare.copies) == (0, 0)
 
