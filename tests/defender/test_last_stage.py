@@ -114,13 +114,14 @@ def test_a_place_above_which_weights_of_below_are_used_is_passed_over() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.first, self.conv = plain(), nn.Conv2d(8, 8, 3, padding=1)
-            self.norm, self.last, self.fc = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
-            self.middle = nn.ReLU()
+            self.norm, self.middle = nn.BatchNorm2d(8), nn.ReLU()
+            self.last, self.end, self.fc = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Linear(8, 4)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = self.first.bn1(self.first.conv1(x))
             x = self.first.bn2(self.first.conv2(x)).relu()
-            return self.fc(self.norm(self.last(self.middle(self.norm(self.conv(x))))).mean((2, 3)))
+            x = self.norm(self.middle(self.norm(self.conv(x))))
+            return self.fc(self.end(self.last(x)).mean((2, 3)))
 
     model = Shared().eval()
     assert above(model, "middle") and last_place(model, 0.25) == "conv", "norm is called below middle and above it"
