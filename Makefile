@@ -1,4 +1,4 @@
-# make notebooks | book | slides | test | lab | bench | clean
+# make notebooks | book | slides | test | test-lowest | test-newest | lab | bench | clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 # Asks no index when everything is there already.
 install = $(PIP) --no-index --no-build-isolation $(1) >/dev/null 2>&1 || $(PIP) $(1)
 
-.PHONY: notebooks book slides test lab bench clean
+.PHONY: notebooks book slides test test-lowest test-newest lab bench clean
 
 notebooks: $(INSTALLED)
 	$(BIN)/python -m nbtools run --profile quick
@@ -26,6 +26,13 @@ test: $(INSTALLED) $(BOOK_INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest
+
+# In environments of their own: the lowest versions that pyproject.toml promises, and the newest of everything.
+test-lowest:
+	PYTHON=$(PYTHON) .ci/versions lowest-direct
+
+test-newest:
+	PYTHON=$(PYTHON) .ci/versions highest
 
 lab: $(INSTALLED)
 	$(BIN)/jupyter lab --ServerApp.root_dir=. notebooks/00_start_here.ipynb

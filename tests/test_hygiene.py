@@ -1,5 +1,6 @@
 """What is committed is fit to be read: no traces of a machine, notebooks equal to their scripts, lists that agree."""
 
+import ast
 import json
 import re
 import subprocess
@@ -53,7 +54,7 @@ def test_no_traces_of_a_machine() -> None:
 def test_the_top_level_holds_nothing_that_does_not_belong_there() -> None:
     folders = {".ci", ".github", "book", "data", "findings", "nbtools", "notebooks", "tests"}
     files = {".gitignore", "CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "README.md"}
-    files |= {"constraints.txt", "environment.yml", "pyproject.toml"}
+    files |= {".dockerignore", "Dockerfile", "constraints.txt", "environment.yml", "pyproject.toml"}
     assert {name.split("/")[0] for name in tracked_names()} <= folders | files
 
 
@@ -68,6 +69,34 @@ def test_conda_environment_equals_pyproject() -> None:
     block = text[text.index("- pip:") :]
     assert re.findall(r'^      - "(.+)"$', block, re.MULTILINE) == wanted["dependencies"]
     assert f"\n  - python{wanted['requires-python'].replace('>=', '=')}\n" in text
+
+
+def imported(folder: Path) -> set[str]:
+    """The packages that the Python files of a folder import, our own and Python's aside."""
+    own = {"nbtools", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+    names: set[str] = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [part.name for part in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names |= {module.partition(".")[0] for module in modules}
+    return names - own - sys.stdlib_module_names
+
+
+NAMED_OTHERWISE = {"PIL": "pillow", "bs4": "beautifulsoup4", "yaml": "pyyaml"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [("nbtools", ["onnx", "timm"]), ("notebooks/src", []), ("book", ["book"]), ("tests", ["dev", "onnx", "timm"])],
+)
+def test_what_is_imported_is_required_with_its_lowest_version(folder: str, extras: list[str]) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [] if folder == "book" else project["dependencies"]  # the book is built without nbtools
+    needed = needed + [text for extra in extras for text in project["optional-dependencies"][extra]]
+    there = {re.split("[<>=!]", text)[0] for text in needed if ">=" in text}
+    names = {NAMED_OTHERWISE.get(name, name.lower().replace("_", "-")) for name in imported(ROOT / folder)}
+    assert names <= there
 
 
 def test_constraints_pin_every_direct_requirement() -> None:
