@@ -49,21 +49,27 @@ def _python() -> Row:
 
 
 def _packages() -> list[Row]:
-    """Return nbtools and each package that it requires, with the installed version held against the required one."""
+    """Return nbtools and each package that it requires, with the installed version held against the required one.
+
+    Of what only an extra requires ("book", "dev", "timm"), nothing is told but a version that does not fit.
+    """
     try:
         needed = [Requirement(text) for text in requires("nbtools") or []]
     except PackageNotFoundError:
         return [Row("nbtools", "not installed in this Python: pip install -e . in the project's folder", False)]
     rows = [Row("nbtools", version("nbtools"))]
     for requirement in needed:
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
+        optional = requirement.marker is not None and not requirement.marker.evaluate({"extra": ""})
         try:
             found = version(requirement.name)
         except PackageNotFoundError:
+            if optional:
+                continue
             rows.append(Row(requirement.name, f"missing; {requirement.specifier or 'any version'} is needed", False))
             continue
         fine = requirement.specifier.contains(found, prereleases=True)
+        if optional and fine:
+            continue
         rows.append(Row(requirement.name, found if fine else f"{found}; {requirement.specifier} is needed", fine))
     return rows
 

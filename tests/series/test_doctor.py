@@ -1,6 +1,7 @@
 """What `doctor` tells."""
 
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 
 from nbtools import settings
 from nbtools.__main__ import main
+from nbtools.series import doctor
 
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -46,3 +48,25 @@ def test_doctor_tells_of_bf16(monkeypatch: pytest.MonkeyPatch, asked: str, able:
     result = CliRunner().invoke(main, ["doctor"])
     line = next(line for line in result.output.splitlines() if line.startswith("bf16"))
     assert said in line and ("<- to mend" in line) is mended
+
+
+def test_doctor_tells_a_version_below_what_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"nbtools": "0.1.0", "torch": "2.10.0+cpu", "numpy": "2.0.0", "nbconvert": "7.16.4", "pytest": "9.0"}
+
+    def found(name: str) -> str:
+        if name not in there:
+            raise PackageNotFoundError(name)
+        return there[name]
+
+    needed = ["torch>=2.11,!=2.13.0", "numpy>=2.0", "pandas>=3.1"]
+    needed += ['nbconvert>=7.16.5; extra == "book"', 'pytest>=8.3; extra == "dev"', 'timm>=1.0; extra == "timm"']
+    monkeypatch.setattr(doctor, "requires", lambda _name: needed)
+    monkeypatch.setattr(doctor, "version", found)
+    rows = {row.name: row for row in doctor.examine()}
+    assert not {"pytest", "timm"} & set(rows) and rows["numpy"].fine
+    told = {name: rows[name].found for name in ("torch", "pandas", "nbconvert") if not rows[name].fine}
+    assert told == {
+        "torch": "2.10.0+cpu; !=2.13.0,>=2.11 is needed",
+        "pandas": "missing; >=3.1 is needed",
+        "nbconvert": "7.16.4; >=7.16.5 is needed",
+    }
