@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import backends
+
+_kinds: list[Any] = [backends.cuda, backends.cudnn, backends.mkldnn]  # what torch's types don't tell of them
+PLACES: list[Any] = [_kinds[0].matmul, _kinds[1].conv, _kinds[2].matmul, _kinds[2].conv]
+"""Where PyTorch keeps, for each library, how exact its products of float32 are."""
 
 
 @contextmanager
@@ -17,12 +22,11 @@ def real_float32() -> Iterator[None]:
     does not matter; a score's ranking, or the sign of a small gradient, it can change. It is one setting for the whole
     process; float64 and autocast are not touched.
     """
-    places = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
-    before = [place.fp32_precision for place in places]
+    before = [place.fp32_precision for place in PLACES]
     try:
-        for place in places:
+        for place in PLACES:
             place.fp32_precision = "ieee"
         yield
     finally:
-        for place, own in zip(places, before, strict=True):
+        for place, own in zip(PLACES, before, strict=True):
             place.fp32_precision = own

@@ -14,10 +14,8 @@ from nbtools.defender.feature_maps import channel_accuracies
 from nbtools.defender.fine_pruning import mean_activation
 from nbtools.defender.magnitude import saliencies
 from nbtools.evaluator.agreement import tac
-from nbtools.networks.precision import real_float32
+from nbtools.networks.precision import PLACES, real_float32
 from nbtools.networks.units import prunable_units
-
-PLACES = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
 
 
 def settings() -> list[str]:
