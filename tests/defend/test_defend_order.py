@@ -107,7 +107,7 @@ def test_an_order_is_never_made_of_noise(count: int, each: int, at_chance: bool)
         few = torch.randint(count, (3,), generator=generator)  # and of a model that knows three answers only
         anything, collapsed = (
             torch.randint(count, labels.shape, generator=generator),
-            few[torch.randint(3, labels.shape)],
+            few[torch.randint(3, labels.shape, generator=generator)],
         )
         told += sum(better_order(labels, a, names, at_chance) is not None for a in (anything, collapsed))
     assert told <= 1, "with two classes the other order is now and then far better by chance"
