@@ -13,7 +13,7 @@ from tiny import left_alone, network, pictures, plain, plain_correlation, plain_
 from torch import Tensor, nn
 
 from nbtools.data.images import Images
-from nbtools.defender.components import TERMS, Components, Scores, components, spectral_norms
+from nbtools.defender.components import TERMS, Components, Scores, at_once, components, spectral_norms
 from nbtools.defender.saliency import SALIENCY_LOSSES
 from nbtools.defender.score import suspiciousness
 from nbtools.networks.units import Unit, Units
@@ -117,7 +117,7 @@ def test_spectral_norms_of_odd_kernels_and_groups() -> None:
 @pytest.mark.parametrize("kind", SALIENCY_LOSSES)
 def test_components_equal_plain_loops_in_any_batches(kind: str, per_image: bool) -> None:
     model, images = network(), pictures(20)
-    for batch_size in (7, 100):
+    for batch_size in (7, 100, 0):
         found = components(model, images, kind, per_image=per_image, batch_size=batch_size)
         convs = list(found.sigma)
         assert len(convs) == 20
@@ -125,6 +125,15 @@ def test_components_equal_plain_loops_in_any_batches(kind: str, per_image: bool)
         # The package's pass is float32: a filter that hardly ever fires carries the rounding of its neighbours.
         for term, expected in zip(TERMS[1:], measured(model, images, convs, kind, per_image), strict=True):
             assert_close(found.of(term), expected, floor=1e-7)
+
+
+@pytest.mark.parametrize(("filters", "side", "count"), [(4800, 32, 10), (1200, 32, 40), (40, 32, 100), (26560, 224, 1)])
+def test_the_wider_a_network_and_the_larger_the_images_the_fewer_go_through_at_once(
+    filters: int, side: int, count: int
+) -> None:
+    units = Units((Unit("a", "b", filters // 2, (3, 3)), Unit("c", "d", filters // 2, (3, 3))), ())
+    images = Images(torch.zeros(2, 3, side, side, dtype=torch.uint8), torch.arange(2), ("a", "b"))
+    assert at_once(units, images) == count
 
 
 @pytest.mark.parametrize("state", ["eval", "train", "frozen", "partly in train mode", "fails"])
