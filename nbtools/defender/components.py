@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,17 +97,38 @@ class MapStatistics:
 
         Rows and columns of a dead map (no variance) are zero; the diagonal of the others is one.
         """
-        assert self.first is not None and self.second is not None, "no batch was added"
-        covariance = self.second / self.positions - torch.outer(self.first, self.first) / self.positions**2
-        variance = covariance.diagonal()
-        alive = variance > 1e-12 * variance.amax().clamp_min(1e-30)
-        scale = torch.where(alive, variance.clamp_min(1e-300).rsqrt(), 0)
-        return (covariance * torch.outer(scale, scale)).clamp(-1, 1)
+        return _pearson([self])[0]
 
     def correlation(self) -> Tensor:
         """r_i = mean over j != i of | Pearson(A_i, A_j) |: float64 `[filters]`, in [0, 1], 0 for a dead map."""
-        matrix = self.correlation_matrix().abs()
-        return (matrix.sum(1) - matrix.diagonal()) / max(len(matrix) - 1, 1)
+        return correlations({"": self})[""]
+
+
+def correlations(layers: Mapping[str, MapStatistics]) -> Scores:
+    """`MapStatistics.correlation` of many layers, those of one width at once."""
+    widths: dict[int, list[str]] = {}
+    for name, statistics in layers.items():
+        widths.setdefault(0 if statistics.first is None else len(statistics.first), []).append(name)
+    found: Scores = {}
+    for width, names in widths.items():
+        matrices = _pearson([layers[name] for name in names]).abs()
+        means = (matrices.sum(2) - matrices.diagonal(dim1=1, dim2=2)) / max(width - 1, 1)
+        found |= dict(zip(names, means.unbind(), strict=True))
+    return {name: found[name] for name in layers}
+
+
+def _pearson(layers: Sequence[MapStatistics]) -> Tensor:
+    """The correlation matrices of layers of one width: float64 `[layers, filters, filters]`."""
+    sums: list[tuple[Tensor, Tensor]] = []
+    for part in layers:
+        assert part.first is not None and part.second is not None, "no batch was added"
+        sums.append((part.first / part.positions, part.second / part.positions))
+    means, products = (torch.stack(values) for values in zip(*sums, strict=True))
+    covariance = products - means[:, :, None] * means[:, None]
+    variance = covariance.diagonal(dim1=1, dim2=2)
+    alive = variance > 1e-12 * variance.amax(1, keepdim=True).clamp_min(1e-30)
+    scale = torch.where(alive, variance.clamp_min(1e-300).rsqrt(), 0)
+    return (covariance * scale[:, :, None] * scale[:, None]).clamp(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -167,7 +189,7 @@ def at_once(units: Units, clean: Images) -> int:
     Ten of 32 x 32 pixels in a ResNet-18 of width 64 on a CPU, where more are not faster; on a GPU sixteen times that.
     """
     height, width = clean.size
-    numbers = AT_ONCE * (16 if clean.images.is_cuda else 1)
+    numbers = AT_ONCE * (1 if clean.images.device.type == "cpu" else 16)
     return min(max(1, numbers // (sum(unit.filters for unit in units) * height * width)), 100)
 
 
@@ -234,6 +256,6 @@ def components(
         sigma=spectral_norms(model, units, fold_bn),
         saliency={name: total / len(clean) for name, total in totals.items()},
         activation={name: s.activation_norm() for name, s in statistics.items()},
-        correlation={name: s.correlation() for name, s in statistics.items()},
+        correlation=correlations(statistics),
         units=units,
     )
