@@ -16,8 +16,10 @@ from nbtools import settings
 from nbtools.attacker.triggers import TRIGGERS
 from nbtools.data.datasets import DATASETS
 from nbtools.data.shapes import CLASSES as SHAPES_CLASSES
+from nbtools.data.shapes import MAX_SEED
 from nbtools.data.sources import CIFAR10_CLASSES
 from nbtools.lab.parameters import CLASSES, RANGES, check_parameters, target_range
+from nbtools.lab.zoo import FIRST
 from nbtools.networks.architectures import MIN_WIDTH, make_model
 from nbtools.networks.training import Recipe
 from nbtools.settings import (
@@ -254,3 +256,10 @@ def test_a_second_attack_may_be_left_to_the_profile() -> None:
 def test_what_no_machine_could_do_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(given))}=.* is out of range"):
         check_parameters({"profile": "quick"} | given)
+
+
+def test_what_is_made_of_the_largest_seed_is_a_seed() -> None:
+    most = RANGES["seed"].most
+    assert most + FIRST + RANGES["draws"].most <= MAX_SEED, "a member of the zoo, trained on images made by code"
+    seeded = torch.Generator().manual_seed(int(most * 100_003 + RANGES["epochs"].most))  # as an epoch's
+    assert torch.rand(1, generator=seeded).isfinite() and RANGES["draw"].most <= most

@@ -87,7 +87,7 @@ def _built(arch: str) -> Kind:
         one, two = (builder(classes, aux=True) for classes in PROBES)
     except ImportError as error:
         raise ValueError(f"--arch {arch}: {error}") from None
-    except Exception as error:  # whatever somebody's function raises
+    except (Exception, SystemExit) as error:  # whatever somebody's function raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"--arch {arch}: no network was built: {reason}") from error
     shapes = {name: tuple(value.shape) for name, value in one.state_dict().items()}
@@ -103,7 +103,8 @@ def _built(arch: str) -> Kind:
 
     values = [*one.named_buffers(), *one.named_parameters()]
     own = [name for name, value in values if is_statistic(name, value)]
-    return elsewhere(build, convs[0], heads[::-1] or linear[::-1], own_statistics=own)
+    parts = {name.partition(".")[0] for name in shapes}
+    return elsewhere(build, convs[0], heads[::-1] or linear[::-1], own_statistics=own, parts=parts)
 
 
 def _rows(one: Shapes, other: Shapes, name: str) -> bool:

@@ -64,6 +64,7 @@ def prepare(request: Request, say: Callable[[str], None] = lambda _: None) -> Jo
     folder = read_folder(request.images, fitted.num_classes, request.size)
     device = torch.device(request.device) if request.device else default_device()
     fitted.model.to(device)
+    fitted.model.image_size = folder.images.size  # type: ignore[assignment]  # whoever looks into it tries these first
     learn, held = split(folder.images.to(device))
     try:
         check_inputs(fitted.model, learn)

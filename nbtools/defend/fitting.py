@@ -87,7 +87,7 @@ def fit(
     """
     check_arch(arch, strides)
     kind = kind_of(arch)
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor) and isinstance(name, str)}
     try:
         network = find(tensors, kind, partial(_match, arch=arch, strides=strides), key)
     except SeveralNetworks:
@@ -226,6 +226,11 @@ def _normalisation(
         return Normalise(mean, std), "The normalisation is that of --mean and --std.", doubt
     if inside:
         return Normalise((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), "The network normalises its images itself.", ""
+    if theirs is not None and not min(theirs[1]) > 0:
+        raise ValueError(f"The file's own normalisation divides by {theirs[1]}; give --mean and --std")
+    if theirs is not None and max(theirs[0]) > 1:
+        mean, std = (tuple(value / 255 for value in values) for values in theirs)
+        return Normalise(mean, std), "The normalisation is the file's own, which is of pixels from 0 to 255.", ""
     if theirs is not None:
         return Normalise(*theirs), "The normalisation is the file's own.", ""
     doubt = "Neither --mean and --std nor the file gave a normalisation, so CIFAR-10's was used."
@@ -239,9 +244,19 @@ def _load(model: nn.Module, tensors: Mapping[str, Tensor], normalise: Normalise)
         for name, value in tensors.items()
     }
     model.normalise = normalise
+    tied: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        tied.setdefault(id(parameter), []).append(name)
     for name in model.state_dict():
         if name.endswith("num_batches_tracked"):
             weights.setdefault(name, torch.zeros((), dtype=torch.int64))
     own = {f"normalise.{name}": value for name, value in normalise.state_dict().items()}
     model.load_state_dict({**weights, **own}, assign=True)
+    for one, *others in tied.values():  # what was one weight with several names has become several
+        for other in others:
+            if not torch.equal(model.get_parameter(one), model.get_parameter(other)):
+                names = " and ".join(name.removeprefix(WITHIN) for name in (one, other))
+                raise ValueError(f"{names} are one weight in this architecture, and the file holds two that differ")
+            module, _, part = other.rpartition(".")
+            setattr(model.get_submodule(module), part, model.get_parameter(one))
     model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]

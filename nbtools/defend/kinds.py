@@ -6,7 +6,7 @@ torchvision is imported where one of its networks is built; see `nbtools.network
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,7 @@ class Kind:
         renames: patterns of names that others use, and ours.
         strided: whether the strides, which no shape tells, can be given.
         own_statistics: names of the mean and std by which the network normalises its images itself.
+        parts: what the names of its own layers begin with, where these may look like a loss's or a measure's.
     """
 
     build: Callable[[Shapes, Sequence[int], int], nn.Module]
@@ -53,6 +54,7 @@ class Kind:
     renames: tuple[tuple[str, str], ...] = ()
     strided: bool = False
     own_statistics: tuple[str, ...] = ()
+    parts: frozenset[str] = frozenset()
 
     def our_name(self, name: str) -> str:
         """What a tensor that others call so is called here."""
@@ -72,11 +74,12 @@ def elsewhere(
     heads: Sequence[str],
     renames: tuple[tuple[str, str], ...] = (),
     own_statistics: Sequence[str] = (),
+    parts: Set[str] = frozenset(),
 ) -> Kind:
     """A kind from one whose network takes images that are normalised already: `Normalising` holds it, under `WITHIN`.
 
     Args:
-        build, stem, heads, renames, own_statistics: as in `Kind`, of the network alone.
+        build, stem, heads, renames, own_statistics, parts: as in `Kind`, of the network alone.
     """
 
     def held(shapes: Shapes, strides: Sequence[int], classes: int) -> nn.Module:
@@ -90,6 +93,7 @@ def elsewhere(
         tuple(WITHIN + head for head in heads),
         (*renames, (r"^", WITHIN)),
         own_statistics=tuple(WITHIN + name for name in own_statistics),
+        parts=frozenset(parts),
     )
 
 

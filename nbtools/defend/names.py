@@ -21,7 +21,7 @@ WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 """What stands between a module and what it wraps, anywhere in a name: DataParallel, torch.compile, sharding, Fabric."""
 LEFTOVER = re.compile(r"(?:.*\.)?(?:total_ops|total_params|n_averaged|initted|step)")
 """What counters and averagers leave in a state dict; no layer needs it."""
-STATISTIC = re.compile(r"(?:.*\.)?_?(mean|std)")
+STATISTIC = re.compile(r"(?:.*\.)?_?(?:(?!running_)[a-z]+_)?(mean|std)")
 MEASURE = re.compile(
     r"(?i).*(?:criterion|loss|metric|accura|auroc|confusion|confmat|entropy|smooth(?:er|ing)|(?:class|pos)_?weight|"
     r"(?<![a-z])(?:acc|f1|auc|ce|bce|nll|xent|mse|precision|recall)(?![a-z]))"
@@ -168,17 +168,22 @@ def _under(prefix: str, free: Mapping[str, str], kind: Kind) -> dict[str, str]:
     Where the head lies outside, so may other layers, and all that is no loss or measure is the network's.
     """
     names = {name.removeprefix(prefix): key for name, key in free.items() if name.startswith(prefix)}
-    names = {name: key for name, key in names.items() if not MEASURE.match(name.partition(".")[0])}
+    names = {name: key for name, key in names.items() if not _measures(name.partition(".")[0], kind)}
     heads = {f"{head}.weight" for head in kind.heads}
     if not prefix or any(kind.our_name(name) in heads for name in names):
         return names
-    rest = {name: key for name, key in free.items() if not name.startswith(prefix) and not MEASURE.match(name)}
+    rest = {name: key for name, key in free.items() if not name.startswith(prefix) and not _measures(name, kind)}
     tails = {(name, tail) for name in rest for tail in _tails(name) if kind.our_name(tail) in heads}
     if len(tails) != 1:
         return names
     (name, tail) = tails.pop()
     before = name.removesuffix(tail)
     return names | {name.removeprefix(before): key for name, key in rest.items()}
+
+
+def _measures(name: str, kind: Kind) -> bool:
+    """Whether a name is that of a loss or a measure, and of no layer of the network's own."""
+    return MEASURE.match(name) is not None and not any(tail.partition(".")[0] in kind.parts for tail in _tails(name, 1))
 
 
 def _tails(name: str, least: int = 2) -> Iterator[str]:

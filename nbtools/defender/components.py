@@ -28,13 +28,18 @@ def spectral_norms(model: nn.Module, units: Units | None = None, fold_bn: bool =
 
     Args:
         model: with convolution-BN pairs; needs no image.
-        units: the pairs, where they are known already.
+        units: the pairs, where they are known already, and the weights were found to be finite.
         fold_bn: multiply by the batch norm's factor (else the bare weights).
 
     Returns:
         Convolution name to float64 `[filters]`, not negative.
+
+    Raises:
+        ValueError: for NaN weights, or a model without convolution-BN pairs.
     """
-    units = units or prunable_units(model)
+    if units is None:
+        check_finite(model)
+        units = prunable_units(model)
     stacks: dict[int, list[tuple[Unit, Tensor, nn.BatchNorm2d]]] = {}
     for unit, conv, bn in layers_of(model, units):
         weight = conv.weight.permute(0, 2, 3, 1).flatten(1, 2)  # [filters, k * k, c_in], a view where channels-last

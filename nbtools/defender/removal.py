@@ -133,8 +133,12 @@ class _Cutting:
 
     def finished(self, like: nn.Module) -> nn.Module:
         """The network, each tensor of the type that it has in `like`."""
-        types = {**dict(like.named_parameters()), **dict(like.named_buffers())}
-        for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
+
+        def named(model: nn.Module) -> dict[str, Tensor]:  # a tensor with several names under each
+            return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+
+        types = named(like)
+        for name, value in named(self.model).items():
             value.data = value.data.to(types[name].dtype)
         return self.model.requires_grad_(False)
 

@@ -43,10 +43,10 @@ RANGES: dict[str, Range] = {
     "most": Range("a number of filters, 1 to 100000", 1, 100_000, whole=True),
     "weight": Range("above 0 and at most 1000000: of a penalty beside the cross-entropy", 0, 1_000_000, above=True),
     "trainings": Range(f"1 or more: {_EPOCHS}", 1, 10_000, whole=True),
-    "seed": Range("0 or more, and below 2 to the power of 63", 0, 2**63 - 1, whole=True),
+    "seed": Range("0 to 1000000000", 0, 10**9, whole=True),  # what is made of it, for an epoch or a zoo, fits as well
     "width": Range(f"0 (what the profile says), or {MIN_WIDTH} to 1024 channels", MIN_WIDTH, 1024, also=0, whole=True),
     "epochs": Range(f"0 (what the profile says), or {_EPOCHS}", 0, 10_000, whole=True),
-    "draw": Range("the number of a draw, 0 or more, below 2 to the power of 63", 0, 2**63 - 1, whole=True),
+    "draw": Range("the number of a draw, 0 to 1000000000", 0, 10**9, whole=True),
     "draws": _DRAWS,
     "whole_draws": _DRAWS,
 }

@@ -19,8 +19,9 @@ from nbtools.settings import STRIDES, seed_everything
 
 aten = torch.ops.aten
 WAITING = (aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default, aten.masked_select.default,
-           aten._linalg_check_errors.default)  # fmt: skip
-"""Operators whose answer the host needs before it goes on."""
+           aten._unique2.default, aten.repeat_interleave.Tensor, aten._linalg_check_errors.default,
+           aten._linalg_eigh.default, aten._linalg_svd.default)  # fmt: skip
+"""Operators whose answer, size or success the host needs before it goes on."""
 
 
 def side_by_side(first: Callable[[], object], second: Callable[[], object], repeats: int) -> tuple[float, float, float]:
@@ -77,7 +78,8 @@ class _Counter(TorchDispatchMode):
         if func.namespace != "aten" or func.is_view or func is aten.detach.default:
             return func(*args, **(kwargs or {}))
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        by_mask = func is aten.index.Tensor and any(value.dtype == torch.bool for value in given[1:])
+        indexed = func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+        by_mask = indexed and any(value.dtype == torch.bool for value in given[1:])
         self.operators += 1
         self.waits += func in WAITING or by_mask
         if func is aten._local_scalar_dense.default and given[0].is_meta:

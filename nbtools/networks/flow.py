@@ -121,11 +121,11 @@ def by_forward(model: nn.Module, example: Tensor | None = None, before: str = ""
         except Exception as error:  # whatever a forward raises, images of this size don't go through
             failed = failed or f"{shape[2]}x{shape[1]}: {(str(error).splitlines() or [type(error).__name__])[0]}"
     tried = ", ".join(f"{shape[2]}x{shape[1]}" for shape in dict.fromkeys(shapes))
-    raise ValueError(
-        f"{before + '; nor does' if before else 'There does not'} an image of {tried} pixels go through "
-        f"{type(model).__name__} ({failed}); give one that it takes as `example`, if its forward does not branch on "
-        "values"
-    )
+    first = f"{before}. " if before else ""
+    advice = "its forward branches on values, perhaps"
+    if example is None:
+        advice = "give one that it takes as `example`, or its height and width as the model's `image_size`"
+    raise ValueError(f"{first}No image of {tried} pixels goes through {type(model).__name__} ({failed}); {advice}")
 
 
 def _sizes(model: nn.Module) -> list[tuple[int, ...]]:

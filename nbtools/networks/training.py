@@ -180,7 +180,7 @@ def train(
 
     Raises:
         DivergedError: where the loss is not finite.
-        ValueError: where there are fewer than two images, or the checkpoint was made with another recipe or seed.
+        ValueError: where there are fewer than two images, or the checkpoint is of another model, recipe or seed.
     """
     if len(images) < 2:
         raise ValueError(f"training needs at least two images, got {len(images)}")
@@ -268,7 +268,13 @@ def _resume(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimize
         return []
     if before != made_by:
         raise ValueError(f"{path} belongs to another training ({before}, this one is {made_by}); give another file")
-    model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    state, own = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}, model.state_dict()
+    differ = [
+        name for name in own | state if name not in own or name not in state or own[name].shape != state[name].shape
+    ]
+    if differ:
+        raise ValueError(f"{path} is of another model ({differ[0]} differs); give another file")
+    model.load_state_dict(state)
     for name, parameter in model.named_parameters():
         if f"momentum.{name}" in tensors:
             buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])

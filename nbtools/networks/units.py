@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils import get_total_norm
 
 from nbtools.networks.flow import flow_of
+from nbtools.networks.graph import shared
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,10 @@ def prunable_units(model: nn.Module, example: Tensor | None = None) -> Units:
     """The convolution-BN pairs of a model in eval mode, read from the data flow, never from the order of its modules.
 
     A pair is a convolution whose output goes to one batch norm and nowhere else; both are called once, the convolution
-    computes with its weights as they are, and the batch norm has gamma, beta and running statistics. Subclasses count,
-    a batch norm with an activation of its own among them. In a pre-activation network a block's second convolution is
-    added to the shortcut first, so it has no batch norm of its own.
+    computes with its weights as they are, and the batch norm has running statistics, gamma and beta of its own, and
+    gives constants where these two are 0. Subclasses count, a batch norm with an activation of its own among them. In
+    a pre-activation network a block's second convolution is added to the shortcut first, so it has no batch norm of
+    its own.
 
     The flow is torch.fx's graph. Where torch.fx can't trace the model, one forward pass of shapes (no numbers are
     computed) tells it.
@@ -82,22 +85,25 @@ def prunable_units(model: nn.Module, example: Tensor | None = None) -> Units:
     """
     flow = flow_of(model, example)
     modules, calls = dict(model.named_modules()), Counter(flow.convs)
+    owners = Counter(id(weight) for module in modules.values() for weight in module._parameters.values())
     pairs: list[Unit] = []
     alone: list[str] = []
     for number, name in enumerate(flow.convs):
         conv, bn = modules[name], flow.norm_after.get(number, "")
         norm = modules[bn] if bn and calls[name] == flow.norm_calls[bn] == 1 else None
         assert isinstance(conv, nn.Conv2d)
-        usable = isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats
-        if usable and takes_weights_as_they_are(conv):
+        if isinstance(norm, nn.BatchNorm2d) and _is_usable(conv, norm, owners):
             kernel = (conv.kernel_size[0], conv.kernel_size[1])
             pairs.append(Unit(name, bn, conv.out_channels, kernel, number in flow.around, not pairs))
         elif name not in alone:
             alone.append(name)
     if not pairs:
+        norms = sorted({type(m).__name__ for m in modules.values() if "norm" in type(m).__name__.lower()})
+        listed = " and ".join(f"such a {norm} as it has" for norm in norms)
         raise ValueError(
             f"{type(model).__name__} has no convolution that is followed by a batch norm "
             f"({len(alone)} convolutions without one); filters are pruned through their batch norm"
+            + (f", a BatchNorm2d with running statistics, gamma and beta of its own, not {listed}" if norms else "")
         )
     return Units(tuple(pairs), tuple(alone), flow.how)
 
@@ -135,6 +141,32 @@ def takes_weights_as_they_are(conv: nn.Conv2d) -> bool:
     wanted = wanted if conv.bias is None else wanted + conv.bias
     middle = got[0, :, got.shape[2] // 2, got.shape[3] // 2]
     return torch.allclose(middle, wanted, rtol=1e-3, atol=1e-4 * float(conv.weight.abs().sum((1, 2, 3)).max()))
+
+
+def _is_usable(conv: nn.Conv2d, norm: nn.BatchNorm2d, owners: Mapping[int, int]) -> bool:
+    """Whether filters are pruned by the norm's gamma and beta alone, and nothing else is.
+
+    Args:
+        conv, norm: of one pair.
+        owners: how many modules have each tensor, by its id.
+    """
+    own = norm.affine and norm.track_running_stats and owners[id(norm.weight)] == owners[id(norm.bias)] == 1
+    return own and takes_weights_as_they_are(conv) and can_be_silent(norm)
+
+
+@torch.no_grad()
+def can_be_silent(norm: nn.BatchNorm2d) -> bool:
+    """Whether a batch norm gives a constant in eval mode where gamma and beta are 0, whatever comes in.
+
+    One that adds its input to what it gives, or scales by 1 + gamma, does not; on the device "meta" nobody can tell,
+    and it is taken to do so.
+    """
+    if type(norm).forward is nn.BatchNorm2d.forward or norm.weight.is_meta:
+        return True
+    given = torch.linspace(-3, 3, 4 * norm.num_features).view(1, norm.num_features, 2, 2).to(norm.weight)
+    none = {name: torch.zeros_like(value) for name, value in (("weight", norm.weight), ("bias", norm.bias))}
+    got = functional_call(shared(norm).eval(), none, (given,)).flatten(2)
+    return bool((got.amax(2) == got.amin(2)).all())
 
 
 def bn_factor(*norms: nn.BatchNorm2d) -> Tensor:

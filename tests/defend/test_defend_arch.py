@@ -95,6 +95,68 @@ def test_a_network_that_normalises_its_images_itself_gets_them_as_they_are(
     assert "itself, and --mean and --std were used before that" in told.warnings[0]
 
 
+class Tied(nn.Module):
+    """Two convolutions with one weight."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.two.weight = self.one.weight
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(3))
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norms[0](self.stem(images)).relu()
+        x = self.norms[2](self.two(self.norms[1](self.one(x)).relu())).relu()
+        return self.head(x.mean((2, 3)))
+
+
+def test_one_weight_with_two_names_stays_one() -> None:
+    model = Tied()
+    lively(model)
+    fitted = fit(model.state_dict(), "test_defend_arch:Tied", None, MEAN, STD)
+    found = fitted.model.get_submodule("network")
+    assert found.get_parameter("one.weight") is found.get_parameter("two.weight")
+    with torch.no_grad():
+        images = squares(2, 32)[0]
+        torch.testing.assert_close(fitted.model(images / 255), model(normalised(images)))
+    differ = {**model.state_dict(), "two.weight": model.two.weight + 1}
+    with pytest.raises(ValueError, match=r"one.weight and two.weight are one weight .* the file holds two that differ"):
+        fit(differ, "test_defend_arch:Tied", None, MEAN, STD)
+
+
+class Measured(nn.Module):
+    """Layers whose names are those of measures and losses."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__()
+        self.f1, self.acc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.smoothing, self.entropy = nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+        self.precision = nn.Linear(8, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.entropy(self.smoothing(self.acc(self.f1(images)).relu())).relu()
+        return self.precision(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("before", ["", "net.", "module."])
+def test_a_networks_own_layers_may_be_called_as_measures_are(before: str) -> None:
+    model = Measured()
+    state = {before + name: value for name, value in model.state_dict().items()}
+    aside = {"criterion.weight": torch.ones(3)} if before == "net." else {}
+    fitted = fit({**state, **aside}, "test_defend_arch:Measured", None, MEAN, STD)
+    assert set(fitted.names.values()) == set(state) and len(prunable_units(fitted.model)) == 2
+
+
+def leaving(num_classes: int) -> nn.Module:
+    raise SystemExit(3)
+
+
+def test_a_builder_that_ends_the_program_is_told() -> None:
+    with pytest.raises(ValueError, match="--arch test_defend_arch:leaving: no network was built: 3"):
+        kind_of("test_defend_arch:leaving")
+
+
 def test_a_network_of_timm_answers_as_it_did() -> None:
     timm = pytest.importorskip("timm")
     model, images = lively(timm.create_model("mobilenetv3_small_050", num_classes=5)), squares(2, 64)[0]
@@ -255,3 +317,35 @@ def test_a_thousand_classes_with_ten_large_images_in_all(tmp_path: Path, monkeyp
     assert "1000 classes" in result.output and "There is no image of" in result.output
     before, after = (torch.load(tmp_path / name, weights_only=True) for name in ("net.pt", "repaired.pt"))
     assert before.keys() == after.keys() and not before["second.1.weight"].equal(after["second.1.weight"])
+
+
+class OneSize(nn.Module):
+    """Takes 40 x 36 pixels alone, which no graph can tell."""
+
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Linear(16, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if tuple(images.shape[2:]) != (36, 40):
+            raise ValueError(f"got {tuple(images.shape[2:])}")
+        return self.head(self.norm(self.conv(images)).relu().mean((2, 3)))
+
+
+def test_a_network_that_takes_one_size_alone_is_repaired_at_that_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = lively(OneSize())
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    pixels = torch.randint(0, 256, (8, 36, 40, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        said = model(pixels.permute(0, 3, 1, 2) / 255).argmax(1).tolist()
+    for name in "ab":
+        (tmp_path / "clean" / name).mkdir(parents=True)
+    for number, (image, label) in enumerate(zip(pixels, said, strict=True)):
+        Image.fromarray(image.numpy()).save(tmp_path / "clean" / "ab"[label] / f"{number}.png")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    asked = ["defend", "--model", str(tmp_path / "model.pt"), "--arch", "test_defend_arch:OneSize", "--images"]
+    asked += [str(tmp_path / "clean"), "--out", str(tmp_path / "out.pt"), "--anyway", "-s", "mu", "1"]
+    done = CliRunner().invoke(main, [*asked, "--mean", "0,0,0", "--std", "1,1,1"])
+    assert done.exit_code == 0 and (tmp_path / "out.pt").is_file(), done.output

@@ -193,3 +193,19 @@ def test_a_network_among_several_in_a_file_is_named_by_the_key(tmp_path: Path) -
 
 def test_the_defences_that_are_refused_without_torch_are_all_that_there_are() -> None:
     assert tuple(DEFENCES) == options.DEFENCES
+
+
+def test_a_key_that_is_no_name_is_left_aside() -> None:
+    state: dict[Any, Any] = {**STATE, 5: torch.ones(1)}
+    assert len(fit(state, "resnet18", **PLAIN).names) == len(STATE)
+
+
+@pytest.mark.parametrize("name", ["pixel_mean", "module.image_mean", "normalizer.mean", "_mean"])
+@pytest.mark.parametrize("scale", [1, 255])
+def test_a_files_own_normalisation_is_read_in_its_own_unit(name: str, scale: int) -> None:
+    values = {name: torch.tensor([0.4, 0.5, 0.6]) * scale, name.replace("mean", "std"): torch.full((3,), 0.2) * scale}
+    fitted = fit(STATE | values, "resnet18")
+    assert fitted.mean == pytest.approx((0.4, 0.5, 0.6)) and fitted.std == pytest.approx((0.2, 0.2, 0.2))
+    assert any("file's own" in note and ("0 to 255" in note) == (scale == 255) for note in fitted.notes)
+    with pytest.raises(ValueError, match=r"own normalisation divides by \(0.0, 0.0, 0.0\); give --mean and --std"):
+        fit(STATE | {**values, name.replace("mean", "std"): torch.zeros(3)}, "resnet18")

@@ -106,6 +106,14 @@ def test_spectral_norms_equal_a_full_svd_of_each_filter(name: str, fold_bn: bool
     assert all(value[1] == 0 for value in found.values())
 
 
+def test_spectral_norms_of_nan_are_refused() -> None:
+    model = network()
+    with torch.no_grad():
+        convolution(model, "conv1").weight[0, 0, 0, 0] = math.nan
+    with pytest.raises(ValueError, match=r"NaN or infinite values in conv1\.weight"):
+        spectral_norms(model)
+
+
 def test_spectral_norms_of_odd_kernels_and_groups() -> None:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 6, (1, 9)), nn.BatchNorm2d(6), nn.Conv2d(6, 8, 3, groups=2), nn.BatchNorm2d(8)]

@@ -279,11 +279,9 @@ def test_the_size_is_the_models_own_or_the_examples() -> None:
     assert len(prunable_units(OwnSize(70, default_cfg={"input_size": (3, 70, 70)}))) == 1
     assert len(prunable_units(OwnSize(70, img_size=(70, 70)))) == len(prunable_units(OwnSize(224))) == 1
     assert len(prunable_units(OwnSize(70), torch.zeros(2, 3, 70, 70))) == 1
-    with pytest.raises(
-        ValueError, match=r"nor does an image of 224x224, 32x32, .* through OwnSize \(224x224: takes 70"
-    ):
+    with pytest.raises(ValueError, match=r"No image of 224x224, 32x32, .* goes through OwnSize \(224x224: takes 70"):
         prunable_units(OwnSize(70))
-    with pytest.raises(ValueError, match=r"nor does an image of 8x9 pixels go through"):
+    with pytest.raises(ValueError, match=r"No image of 8x9 pixels goes through"):
         prunable_units(OwnSize(70), torch.zeros(2, 3, 9, 8))
 
 
@@ -365,3 +363,37 @@ def test_pairs_are_those_of_eval_mode_and_training_leaves_auxiliary_heads_alone(
 class Always(Auxiliary):
     def forward(self, x: Tensor) -> Answers:
         return Answers(self.net(x), self.aux(x))
+
+
+class PlusOne(nn.BatchNorm2d):
+    """Scales by 1 + gamma, so that no gamma of 0 silences it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.batch_norm(input, self.running_mean, self.running_var, 1 + self.weight, self.bias)
+
+
+class Around(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return input + super().forward(input)
+
+
+@pytest.mark.parametrize("norm", [PlusOne, Around])
+def test_a_batch_norm_that_gamma_and_beta_do_not_silence_prunes_nothing(norm: type[nn.BatchNorm2d]) -> None:
+    own = norm(6)
+    with pytest.raises(ValueError, match="no convolution that is followed by a batch norm"):
+        prunable_units(nn.Sequential(nn.Conv2d(3, 6, 3), own))
+    assert own.training and own.running_mean is not None
+    assert float(own.running_mean.abs().max()) == 0, "it was tried in a copy"
+
+
+def test_gamma_and_beta_of_two_batch_norms_prune_neither() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6), nn.ReLU())
+    assert len(prunable_units(model)) == 2
+    model[3].weight = model[1].weight
+    with pytest.raises(ValueError, match="no convolution that is followed by a batch norm"):
+        prunable_units(model)
+
+
+def test_a_batch_norm_of_another_kind_is_named() -> None:
+    with pytest.raises(ValueError, match="not such a SyncBatchNorm as it has"):
+        prunable_units(nn.Sequential(nn.Conv2d(3, 6, 3), nn.SyncBatchNorm(6)))

@@ -211,6 +211,17 @@ def test_another_trainings_checkpoint_is_refused(recipe: Recipe, seed: int, tmp_
     assert same(model, fresh()) and checkpoint.read_bytes() == before
 
 
+def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    train(fresh(), IMAGES, RECIPE, checkpoint=checkpoint, log=None)
+    before = checkpoint.read_bytes()
+    for wrong in (ResNet18(num_classes=4, width=32), ResNet18(num_classes=5, width=16), nn.Linear(2, 2)):
+        state = {name: value.clone() for name, value in wrong.state_dict().items()}
+        with pytest.raises(ValueError, match=r"is of another model \(\S+ differs\); give another file"):
+            train(wrong, IMAGES, RECIPE, checkpoint=checkpoint, log=None)
+        assert same_bits(state, wrong.state_dict()) and checkpoint.read_bytes() == before
+
+
 def test_a_finished_run_is_read_and_not_trained_again(whole: Whole, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
     first = train(fresh(), IMAGES, RECIPE, checkpoint=checkpoint, log=None)
