@@ -194,7 +194,7 @@ class _Cutting:
                 if value == 0:
                     continue
                 shown = self.name_of(taker) if taker else OUTPUT
-                reason = f"in their channels {shown} also gets what other layers give"
+                reason = f"{shown} reads something else in their channels too, such as what a skip connection adds"
                 if value == value:
                     reason = f"in their channels {shown} gets the constant {value:.3g}, not 0"
                 refused.setdefault(filter_, reason)
