@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from scipy.stats import binomtest
+
 from nbtools.defend import smaller
 from nbtools.defend.style import STYLE
-from nbtools.wording import readable
+from nbtools.wording import duration, readable
 
 Card = Mapping[str, Any]
 ALL_LAYERS = 24
@@ -16,7 +18,7 @@ ALL_LAYERS = 24
 MANY_CLASSES = 20
 """Above so many their images are counted in a fold of the page."""
 LEVEL = 0.05
-"""From this p-value on, chance explains what is seen, and the page says so."""
+"""From this p-value on, what is seen is too little to show anything, and the page says so."""
 TRIED = (
     "On ten clean and ten backdoored networks (width 16, CIFAR-10) it told the two apart with a ROC-AUC of 0.66, 95 % "
     "interval 0.41 to 0.84: chance, 0.5, lies in it."
@@ -72,14 +74,26 @@ def _cost(accuracy: Card) -> str:
         known = "Clean accuracy is what it was, answer for answer"
     elif accuracy["lost"] == accuracy["gained"]:
         known = f"Clean accuracy is what it was, as many answers gained as lost ({accuracy['lost']})"
-    elif accuracy["p_value"] >= LEVEL:
-        known = "Clean accuracy changed by no more than chance explains"
     else:
-        known = f"Clean accuracy {'fell' if accuracy['points'] < 0 else 'rose'} by more than chance explains"
+        moved = f"Clean accuracy {'fell' if accuracy['points'] < 0 else 'rose'} by {abs(accuracy['points']):.1f} points"
+        known = f"{moved}, more than chance explains"
+        if accuracy["p_value"] >= LEVEL:
+            least, most = _change(accuracy)
+            known = (
+                f"{moved}, and these images are too few to tell whether it changed at all (95 % interval of the change "
+                f"{least:+.1f} to {most:+.1f} points)"
+            )
     return (
         f"{known}: on {before['of']:,} held-back images it was {before['percent']:.1f} % before and is "
         f"{after['percent']:.1f} % now (95 % interval {low:.1f} to {high:.1f})."
     )
+
+
+def _change(accuracy: Card) -> tuple[float, float]:
+    """A 95 % interval of the change at least, in points: exact ones of 97.5 % for answers lost and gained, combined."""
+    of = accuracy["before"]["of"]
+    lost, gained = (binomtest(accuracy[what], of).proportion_ci(0.975) for what in ("lost", "gained"))
+    return 100 * (gained.low - lost.high), 100 * (gained.high - lost.low)
 
 
 def page(card: Card, figure: str) -> str:
@@ -89,13 +103,9 @@ def page(card: Card, figure: str) -> str:
         card: the JSON card.
         figure: the score's distribution as a data URL, "" where the defence has no scores.
     """
-    drawn = ""
-    if figure:
-        drawn = _section(
-            "Every filter's score",
-            f'<img src="{figure}" alt="Score of every filter by layer; crosses mark the pruned filters.">'
-            "<p>A point is a filter; crosses are pruned.</p>",
-        )
+    image = f'<img src="{figure}" alt="Score of every filter by layer; crosses mark the pruned filters.">'
+    text = "<p>A point is a filter; crosses are pruned.</p>"
+    drawn = _section("Every filter's score", image + text) if figure else ""
     card = {**card, "verdict": [line.replace(" %", "\u00a0%") for line in card["verdict"]]}
     sections = [_first_screen(card), _accuracy(card), _layers(card), drawn, smaller.section(card)]
     sections += [_detector(card), _settings(card)]
@@ -121,7 +131,7 @@ def _first_screen(card: Card) -> str:
         ("filters pruned", f"{pruned['count']:,}", f"of {pruned['filters']:,}"),
         ("clean accuracy before", f"{accuracy['before']['percent']:.1f} %", _interval(accuracy["before"])),
         ("clean accuracy now", f"{accuracy['after']['percent']:.1f} %", _interval(accuracy["after"])),
-        ("time of the defence", _duration(defence["seconds"]), escape(card["hardware"])),
+        ("time of the defence", duration(defence["seconds"]), escape(card["hardware"])),
     ]
     boxes = "".join(
         f'<div class="tile"><span>{name}</span><b>{value}</b><small>{below}</small></div>'
@@ -147,10 +157,6 @@ def _percent(share: float) -> str:
 
 def _interval(share: Mapping[str, Any]) -> str:
     return f"{share['interval'][0]:.1f} to {share['interval'][1]:.1f}, {share['right']:,} of {share['of']:,}"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _accuracy(card: Card) -> str:

@@ -9,11 +9,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
+from scipy.stats import binomtest, multinomial
 from tiny import network, pictures, plain
 
 from nbtools.defend import figures
 from nbtools.defend.figures import score_figure
-from nbtools.defend.report import _detector, verdict
+from nbtools.defend.report import _change, _detector, verdict
 from nbtools.defender import RNP, Suspiciousness
 from nbtools.defender.detection import judge
 from nbtools.defender.pruning import threshold
@@ -115,13 +116,33 @@ def measured(before: int, after: int, lost: int, gained: int, p_value: float) ->
     [
         (measured(18, 18, 0, 0, 1.0), "Clean accuracy is what it was, answer for answer: on 20 held-back images"),
         (measured(18, 18, 2, 2, 1.0), "Clean accuracy is what it was, as many answers gained as lost (2): "),
-        (measured(18, 16, 3, 1, 0.6), "Clean accuracy changed by no more than chance explains: "),
-        (measured(18, 10, 8, 0, 0.008), "Clean accuracy fell by more than chance explains: "),
-        (measured(10, 18, 0, 8, 0.008), "Clean accuracy rose by more than chance explains: "),
+        (measured(18, 16, 3, 1, 0.6), "Clean accuracy fell by 10.0 points, and these images are too few to tell"),
+        (measured(18, 13, 5, 0, 0.0625), "Clean accuracy fell by 25.0 points, and these images are too few to tell"),
+        (measured(13, 18, 0, 5, 0.0625), "Clean accuracy rose by 25.0 points, and these images are too few to tell"),
+        (measured(18, 10, 8, 0, 0.008), "Clean accuracy fell by 40.0 points, more than chance explains: "),
+        (measured(10, 18, 0, 8, 0.008), "Clean accuracy rose by 40.0 points, more than chance explains: "),
     ],
 )
 def test_what_is_known_of_accuracy_comes_before_its_numbers(accuracy: dict[str, Any], known: str) -> None:
     assert verdict({**card(1, 2, 0), "accuracy": accuracy})[0].startswith(known)
+
+
+@pytest.mark.parametrize("of", [20, 5000])
+def test_the_interval_of_a_change_holds_zero_where_the_sign_test_finds_none(of: int) -> None:
+    for lost, gained in ((5, 0), (0, 5), (7, 1), (8, 2), (9, 3), (7, 7)):
+        assert binomtest(lost, lost + gained).pvalue >= 0.05
+        low, high = _change({"before": {"of": of}, "lost": lost, "gained": gained})
+        assert low <= 0 <= high and low <= 100 * (gained - lost) / of <= high
+
+
+def test_the_interval_of_a_change_holds_the_true_one_in_95_of_100_measurements() -> None:
+    """All outcomes of 8 images, each as likely as the multinomial says."""
+    outcomes = [(lost, gained) for lost in range(9) for gained in range(9 - lost)]
+    spans = [_change({"before": {"of": 8}, "lost": lost, "gained": gained}) for lost, gained in outcomes]
+    for down, up in ((0.3, 0.02), (0.1, 0.1), (0.02, 0.3), (0.5, 0.0)):
+        chance = multinomial(8, [down, up, 1 - down - up]).pmf([(a, b, 8 - a - b) for a, b in outcomes])
+        inside = [low <= 100 * (up - down) <= high for low, high in spans]
+        assert chance.sum() == pytest.approx(1) and chance[inside].sum() >= 0.95
 
 
 def test_a_start_at_chance_is_said_before_all_else() -> None:

@@ -63,10 +63,10 @@ def regnet() -> nn.Module:
 
 
 ELSEWHERE: dict[str, tuple[Callable[[], nn.Module], float, str]] = {
-    "resnet18": (network, 0.4, "reads something else in their channels too"),
+    "resnet18": (network, 0.4, "reads something else in their channels"),
     "resnext": (lambda: ResNet(Bottleneck, [1, 1, 1, 1], 4, groups=4, width_per_group=4), 0.2, "each of the 4 groups"),
-    "mobilenet_v3": (mobilenet_v3, 0.4, "reads something else in their channels too"),
-    "efficientnet": (efficientnet, 0.4, "reads something else in their channels too"),
+    "mobilenet_v3": (mobilenet_v3, 0.4, "reads something else in their channels"),
+    "efficientnet": (efficientnet, 0.4, "reads something else in their channels"),
     "regnet": (regnet, 0.02, "groups of trunk_output"),
     "densenet": (lambda: network("densenet"), 0.8, ""),
     "shufflenet": (lambda: ShuffleNetV2([1, 1, 1], [8, 16, 16, 16, 16], 4), 0.0, "torch-pruning can't cut them out"),
@@ -133,11 +133,11 @@ CHANGING: dict[str, tuple[Callable[[], Callable[[Tensor], Tensor]], str]] = {
     "softplus": (nn.Softplus, "conv2 gets the constant 0.693, not 0"),
     "hard-sigmoid": (nn.Hardsigmoid, "conv2 gets the constant 0.5, not 0"),
     "cosine": (lambda: torch.cos, "conv2 gets the constant 1, not 0"),
-    "padding": (lambda: lambda x: F.pad(x, (1, 1, 1, 1), value=1.0), "conv2 reads something else in their channels too"),
-    "LayerNorm": (ChannelsLast, "conv2 reads something else in their channels too"),
-    "GroupNorm": (lambda: nn.GroupNorm(2, 8), "conv2 reads something else in their channels too"),
-    "softmax": (lambda: nn.Softmax(1), "conv2 reads something else in their channels too"),
-    "mean": (lambda: lambda x: x - x.mean(1, keepdim=True), "conv2 reads something else in their channels too"),
+    "padding": (lambda: lambda x: F.pad(x, (1, 1, 1, 1), value=1.0), "conv2 reads something else in their channels"),
+    "LayerNorm": (ChannelsLast, "conv2 reads something else in their channels"),
+    "GroupNorm": (lambda: nn.GroupNorm(2, 8), "conv2 reads something else in their channels"),
+    "softmax": (lambda: nn.Softmax(1), "conv2 reads something else in their channels"),
+    "mean": (lambda: lambda x: x - x.mean(1, keepdim=True), "conv2 reads something else in their channels"),
     "root mean square": (lambda: root_mean_square, "without them conv2 would give something else"),
     "neighbours": (lambda: nn.LocalResponseNorm(3, 1.0), "without them conv2 would give something else"),
 }
