@@ -7,7 +7,7 @@ import importlib.util
 import json
 import time
 from collections.abc import Callable, Mapping
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import safetensors.torch
@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nbtools.data.images import Images, to_floats
 from nbtools.defend.checkpoint import Checkpoint
 from nbtools.defend.fitting import Fitted
+from nbtools.defend.names import LEFTOVER, first, unwrapped
 from nbtools.defender.removal import Removal, take_out
 from nbtools.networks.graph import duplicate
 from nbtools.networks.units import prunable_units
@@ -28,8 +29,8 @@ ENDINGS = (".small.safetensors", ".small.onnx")
 """Of the two files, in the order in which they are made."""
 CHECKED, TOLERANCE = 256, 1e-4
 """Answers to so many held-back images are compared; a logit may differ by so much of the largest, by rounding."""
-TIMED, REPEATS = 32, 15
-"""Images in a batch that is timed, at most, and how often each network is timed, in turn."""
+TIMED, REPEATS = 32, 16
+"""Images in a batch that is timed, at most, and how many pairs of runs are timed, one of each network."""
 SIZES = ("in_channels", "out_channels", "groups", "num_features", "in_features", "out_features")
 """Attributes of layers that cutting changes."""
 
@@ -78,7 +79,7 @@ def shrink(
     onnx = as_onnx(removal.model, images)
     reloaded = duplicate(fitted.model).cpu()
     file = safetensors.torch.load(weights)
-    fit_to(reloaded, {ours: file[name] for ours, name in fitted.names.items()})
+    fit_to(reloaded, {**reloaded.state_dict(), **{ours: file[name] for ours, name in fitted.names.items()}})
     runs = {"safetensors": lambda batch: reloaded(batch), "ONNX": _runtime(onnx)}
     batch = to_floats(held.images[:TIMED])
     before, after = (duplicate(model).to(device) for model in (plain, removal.model))
@@ -88,7 +89,7 @@ def shrink(
         "left": [vars(part) for part in removal.left],
         "parameters": [sum(p.numel() for p in model.parameters()) for model in (plain, removal.model)],
         "flops": [_flops(model, to_floats(images.images[:1])) for model in (plain, removal.model)],
-        "milliseconds": _milliseconds(before, after, batch),
+        **_timed(before, after, batch),
         "batch": len(batch),
         "same_answers": _checked(plain, runs, images),
         "files": [{"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for data in (weights, onnx)],
@@ -133,17 +134,25 @@ def serialised(small: nn.Module, fitted: Fitted, checkpoint: Checkpoint) -> byte
 def fit_to(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Make a network of full size, in place, the smaller one whose weights these are.
 
+    Names are compared without what wrappers put in them (`module.`, `_orig_mod.`) and without a prefix that all names
+    of the file share.
+
     Args:
-        model: built by its own class, as before it was made smaller.
-        state: its names to tensors, as in the file that `--shrink` writes; what it does not name stays.
+        model: built by its own class, as before it was made smaller; it may be wrapped.
+        state: names to tensors, as in the file that `--shrink` writes.
+
+    Raises:
+        ValueError: where a tensor of the file is none of the network's, or one of the network's is not in the file or
+            is smaller than it; the network is then as it was. Counters (`num_batches_tracked`) may be missing.
     """
+    values = _values(model, state)
     for name, module in model.named_modules():
         depthwise = isinstance(module, _ConvNd) and module.groups == module.in_channels == module.out_channels
         for part in (*module._parameters, *module._buffers):
-            value = state.get(f"{name}.{part}" if name else part)
-            old = getattr(module, part)
-            if value is None or old is None:
+            value = values.get(f"{name}.{part}" if name else part)
+            if value is None:
                 continue
+            old = getattr(module, part)
             value = value.to(old, copy=True)
             setattr(module, part, nn.Parameter(value, old.requires_grad) if part in module._parameters else value)
         if isinstance(module, _ConvNd):
@@ -154,6 +163,38 @@ def fit_to(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             module.out_features, module.in_features = module.weight.shape
         elif isinstance(module, _BatchNorm) and module.weight is not None:
             module.num_features = len(module.weight)
+
+
+def _values(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's names to the file's tensors; raises what `fit_to` does."""
+    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    given = {name: value for name, value in state.items() if not LEFTOVER.fullmatch(name) or name in own}
+    plain = {unwrapped(name): name for name in own}
+    file = {unwrapped(name): name for name in given}
+    if len(file) < len(given):
+        raise ValueError("two tensors have the same name without wrappers; give the tensors of one network alone")
+    ends = [name.removesuffix(f".{ours}") for ours in plain for name in file if name.endswith(f".{ours}")]
+    shared = next((f"{start}." for start in dict.fromkeys(ends) if all(n.startswith(f"{start}.") for n in file)), "")
+    if shared and not plain.keys() & file.keys():
+        file = {name.removeprefix(shared): theirs for name, theirs in file.items()}
+    more = [theirs for name, theirs in file.items() if name not in plain]
+    less = [ours for name, ours in plain.items() if name not in file and not name.endswith("num_batches_tracked")]
+    if more or less:
+        parts = [f"{len(more)} are none of the network's ({first(more)})"] if more else []
+        parts += [f"{len(less)} of the network's are not in the file ({first(less)})"] if less else []
+        raise ValueError(
+            f"the file's {len(given)} tensors are not those of this network: {' and '.join(parts)}. Give the weights "
+            "that --shrink wrote for it, and a network of the class that was given to it"
+        )
+    values = {plain[name]: given[theirs] for name, theirs in file.items()}
+    for name, value in values.items():
+        full, now = own[name].shape, value.shape
+        if len(full) != len(now) or full[2:] != now[2:] or any(a < b for a, b in zip(full, now, strict=True)):
+            raise ValueError(
+                f"{name} is {list(now)} in the file and {list(full)} in the network, and cutting makes it smaller in "
+                "channels alone. Build the network at the full size that it had before --shrink"
+            )
+    return values
 
 
 def _exported(model: nn.Module, images: Images) -> torch.export.ExportedProgram:
@@ -167,14 +208,18 @@ def _exported(model: nn.Module, images: Images) -> torch.export.ExportedProgram:
 
 
 def as_onnx(model: nn.Module, images: Images) -> bytes:
-    """An ONNX file: `images`, float32 `[n, 3, h, w]` in [0, 1] of any n, to `logits`, `[n, classes]`.
+    """An ONNX file: `images`, float32 `[batch, 3, h, w]` in [0, 1], to `logits`, `[batch, classes]`.
 
     Args:
         model: in eval mode, on the CPU.
         images: some that it takes, on the CPU.
     """
     program = torch.onnx.export(
-        _exported(model, images), input_names=["images"], output_names=["logits"], verbose=False
+        _exported(model, images),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: "batch"},),  # else the exporter makes up a name
+        verbose=False,
     )
     assert program is not None
     return program.model_proto.SerializeToString()
@@ -225,17 +270,30 @@ def _flops(model: nn.Module, image: Tensor) -> int:
 
 
 @torch.no_grad()
-def _milliseconds(before: nn.Module, after: nn.Module, batch: Tensor) -> list[float]:
-    """The median time of each network for a batch, in ms, timed in turn on the batch's device."""
-    seconds: list[list[float]] = [[], []]
+def _timed(before: nn.Module, after: nn.Module, batch: Tensor) -> dict[str, list[float]]:
+    """How long both networks take for a batch on its device.
+
+    Other work on the machine comes and goes, so each run is compared with the one beside it, and the order is swapped
+    each turn.
+
+    Returns:
+        `milliseconds`, the medians before and after; `time_ratio`, after / before: lower quartile, median and upper
+        quartile of the pairs.
+    """
+    pairs: list[dict[nn.Module, float]] = []
     for repeat in range(REPEATS + 2):
-        for model, taken in zip((before, after), seconds, strict=True):
+        taken = {}
+        for model in (before, after) if repeat % 2 else (after, before):
             if batch.is_cuda:
                 torch.cuda.synchronize(batch.device)
             started = time.perf_counter()
             model(batch)
             if batch.is_cuda:
                 torch.cuda.synchronize(batch.device)
-            if repeat >= 2:  # the first calls also choose algorithms
-                taken.append(time.perf_counter() - started)
-    return [round(1000 * median(taken), 3) for taken in seconds]
+            taken[model] = time.perf_counter() - started
+        pairs.append(taken)
+    pairs = pairs[2:]  # the first calls also choose algorithms
+    return {
+        "milliseconds": [round(1000 * median(pair[model] for pair in pairs), 3) for model in (before, after)],
+        "time_ratio": [round(cut, 4) for cut in quantiles((pair[after] / pair[before] for pair in pairs), n=4)],
+    }

@@ -40,14 +40,17 @@ section p b { color: var(--ink); }
 .dot.after { background: var(--blue); }
 .ends { display: flex; justify-content: space-between; color: var(--soft); font-size: 13px; }
 .ends i { font-style: normal; }
+.number { white-space: nowrap; font-variant-numeric: tabular-nums; }
+.files { margin: 16px 0 0; padding: 0; list-style: none; font-size: 14px; overflow-wrap: anywhere; }
+.files li { margin-top: 10px; }
 .mono, code { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
-code { overflow-wrap: anywhere; }
+.mono, code, .settings td { overflow-wrap: anywhere; }
 img { display: block; width: 100%; height: auto; }
 table { width: 100%; border-collapse: collapse; font-size: 14px; }
 td, th { padding: 8px 10px 8px 0; border-top: 1px solid var(--line); text-align: left; vertical-align: top; }
 tr:first-child > * { border-top: 0; }
-th { width: 150px; font-weight: 600; }
-td { overflow-wrap: anywhere; }
+th { font-weight: 600; }
+.settings th { width: 150px; }
 summary { margin-top: 14px; cursor: pointer; color: var(--blue); }
 details .chart, details table { margin-top: 10px; }
 @media (max-width: 620px) { .row { grid-template-columns: 110px 1fr 76px; } .verdict { font-size: 18px; } }

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,7 @@ def test_the_owners_class_takes_the_smaller_weights_and_answers_the_same(place: 
     assert state.keys() == full.keys()
     assert all(value.dtype == full[name].dtype for name, value in state.items())
     small, images = Foreign(), squares(20, seed=5)[0]
-    fit_to(small, {name.removeprefix("module."): value for name, value in state.items()})
+    fit_to(small, state)  # its names have the prefix of the owner's file
     wanted, found = answers(owners(out), images), answers(small, images)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
     card = card_of(out)["shrunk"]
@@ -105,8 +107,13 @@ def test_card_page_and_console_say_how_much_went_and_what_stayed(place: Path, tm
     assert small["pruned"] - small["removed"] == sum(part["filters"] for part in small["left"])
     assert small["batch"] == card["accuracy"]["before"]["of"] and all(value > 0 for value in small["milliseconds"])
     assert small["same_answers"]["ONNX"] is None and small["same_answers"]["safetensors"]["equal"] == small["batch"]
-    for line in smaller.sentences(card):
-        assert line in result.output and line.replace("'", "&#x27;") in page
+    numbers, *others = smaller.sentences(card)
+    assert numbers in result.output
+    for line in others:
+        assert line in result.output and page.count(line.replace("'", "&#x27;")) == 1
+    for name, before, now in smaller._numbers(card):
+        assert page.count(name) == 1 and f"<td class='number'>{before}</td><td class='number'>{now}</td>" in page
+        assert f"{name}: {before} before, {now} now" in numbers
     assert f"{small['removed']} of {small['pruned']} silent filters were taken out" in page
     assert "reads something else in their channels too" in page and "onnxruntime is not installed" in page
     assert all(file["file"] in page and file["sha256"] in page for file in small["files"])
@@ -175,6 +182,116 @@ def test_a_network_of_full_size_becomes_the_smaller_one(name: str) -> None:
         assert sizes[0] == sizes[1]
 
 
+def small_and_full() -> tuple[nn.Module, nn.Module]:
+    """A smaller network, and one of its class at full size with other weights."""
+    model, images = plain(), pictures(2).floats()
+    return remove(model, mask_of(model, {"conv1": [3], "conv2": [1, 2]}), images), settled(plain(), seed=3)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda name: f"module.{name}",
+        lambda name: f"net.{name}",
+        lambda name: f"module.net._orig_mod.{name}",
+        lambda name: name.replace(".", "._orig_mod.", 1),
+    ],
+)
+def test_names_are_read_without_wrappers_and_a_common_prefix(wrap: Callable[[str], str]) -> None:
+    small, full = small_and_full()
+    file = {wrap(name): value for name, value in small.state_dict().items() if "num_batches" not in name}
+    fit_to(full, file)
+    wrapped = nn.DataParallel(settled(plain(), seed=4))
+    fit_to(wrapped, file)
+    with torch.no_grad():
+        images = pictures(2).floats()
+        assert full(images).equal(small(images)) and wrapped.module.eval()(images).equal(small(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda file: file.pop("bn1.bias"), "1 of the network's are not in the file (bn1.bias). Give the weights"),
+        (lambda file: file.update({"more.weight": torch.ones(2)}), "1 are none of the network's (more.weight)"),
+        (
+            lambda file: file.update({"conv1.weight": torch.ones(99, 3, 3, 3)}),
+            "conv1.weight is [99, 3, 3, 3] in the file",
+        ),
+        (lambda file: file.update({"conv1.weight": torch.ones(2, 3, 5, 5)}), "smaller in channels alone"),
+        (lambda file: file.update({"module.bn1.bias": torch.ones(2)}), "same name without wrappers"),
+        (lambda file: file.clear(), "the file's 0 tensors are not those of this network"),
+    ],
+)
+def test_the_weights_of_another_network_are_refused_and_nothing_changes(
+    change: Callable[[dict[str, Tensor]], Any], said: str
+) -> None:
+    small, full = small_and_full()
+    file, before = dict(small.state_dict()), {name: value.clone() for name, value in full.state_dict().items()}
+    change(file)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        fit_to(full, file)
+    after = full.state_dict()
+    assert (
+        all(value.equal(after[name]) for name, value in before.items())
+        and vars(full)["_modules"]["conv1"].out_channels == 8
+    )
+
+
+def spoken(ratio: list[float], milliseconds: list[float]) -> str:
+    return smaller._speed(
+        {"shrunk": {"time_ratio": ratio, "milliseconds": milliseconds, "batch": 32}, "hardware": "a laptop"}
+    )
+
+
+def test_a_network_is_called_faster_only_where_the_quartiles_tell() -> None:
+    assert spoken([0.97, 1.02, 1.05], [12.345, 12.6]).startswith(
+        "Not measurably faster: 32 images on a laptop take 1.02"
+    )
+    assert spoken([0.9, 0.95, 1.0], [2.345, 2.2]).startswith("Not measurably faster")
+    assert spoken([1.1, 1.2, 1.3], [2.0, 2.4]).startswith("Slower")
+    faster = spoken([0.58, 0.6, 0.63], [12.345, 7.381])
+    assert faster.startswith("Faster") and "half of them lie from 0.58 to 0.63" in faster
+    assert faster.endswith("about 7.4 ms in place of 12.")
+
+
+def test_each_pair_of_runs_is_compared_in_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, order = [0.0], []
+
+    class Slow(nn.Module):
+        def __init__(self, seconds: float) -> None:
+            super().__init__()
+            self.seconds = seconds
+
+        def forward(self, x: Tensor) -> Tensor:
+            order.append(self.seconds)
+            clock[0] += self.seconds * (1 + len(order) // 2)  # the machine gets slower all the time
+            return x
+
+    monkeypatch.setattr(shrink.time, "perf_counter", lambda: clock[0])
+    found = shrink._timed(Slow(2), Slow(1), torch.ones(1))
+    assert order[:4] == [1, 2, 2, 1] and found["time_ratio"][0] <= found["time_ratio"][1] <= found["time_ratio"][2]
+    assert 0.4 < found["time_ratio"][1] < 0.6 and len(order) == 2 * (shrink.REPEATS + 2)
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ((11_173_962, 3_212_004), ("11.17 million", "3.21 million")),
+        ((11_173_962, 3_204), ("11,173.96 thousand", "3.20 thousand")),
+        ((12_345, 10_001), ("12.3 thousand", "10.0 thousand")),
+        ((1_100, 968), ("1,100", "968")),
+        ((1_113_456_640, 555_422_720), ("1,113 million", "555 million")),
+    ],
+)
+def test_counts_are_told_in_the_unit_of_the_smaller(counts: tuple[int, int], said: tuple[str, str]) -> None:
+    assert smaller._counted(*counts) == said
+
+
+def test_equal_logits_are_called_equal() -> None:
+    said = smaller._same({"images": 4, "safetensors": {"equal": 4, "difference": 0.0}, "ONNX": None})
+    assert "all logits are exactly equal" in said and "0e" not in said
+
+
 def test_operations_are_those_of_the_convolutions_and_the_linear_layer() -> None:
     model = settled(plain())
     wanted = 2 * (8 * 3 * 9 * 8 * 8 + 8 * 8 * 9 * 4 * 4 + 8 * 4)
@@ -201,7 +318,8 @@ def test_the_onnx_file_answers_as_the_repaired_model_for_any_number_of_images(tm
     pruned = pruned_copy(model, mask_of(model, {"conv1": [3], "conv2": [1, 2]})).eval()
     small = shrink.cut(pruned, images).model
     session = onnxruntime.InferenceSession(shrink.as_onnx(small, images), providers=["CPUExecutionProvider"])
-    assert [(i.name, i.shape[1:]) for i in session.get_inputs()] == [("images", [3, 16, 16])]
+    assert [(i.name, i.shape) for i in session.get_inputs()] == [("images", ["batch", 3, 16, 16])]
+    assert [(o.name, o.shape) for o in session.get_outputs()] == [("logits", ["batch", 4])]
     for count in (1, 2, 5):
         batch = images.floats()[:count]
         (found,) = session.run(["logits"], {"images": batch.numpy()})
