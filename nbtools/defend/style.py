@@ -51,6 +51,7 @@ td, th { padding: 8px 10px 8px 0; border-top: 1px solid var(--line); text-align:
 tr:first-child > * { border-top: 0; }
 th { font-weight: 600; }
 .settings th { width: 150px; }
+td.mono { width: 30%; }
 summary { margin-top: 14px; cursor: pointer; color: var(--blue); }
 details .chart, details table { margin-top: 10px; }
 @media (max-width: 620px) { .row { grid-template-columns: 110px 1fr 76px; } .verdict { font-size: 18px; } }
