@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import time
 from collections.abc import Callable, Mapping
-from statistics import median, quantiles
 from typing import Any
 
 import safetensors.torch
@@ -15,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.utils.flop_counter import FlopCounterMode
 
 from nbtools.data.images import Images, to_floats
 from nbtools.defend.checkpoint import Checkpoint
+from nbtools.defend.cost import TIMED, flops, timed
 from nbtools.defend.fitting import Fitted
 from nbtools.defend.names import LEFTOVER, first, unwrapped
 from nbtools.defender.removal import Removal, take_out
@@ -29,8 +27,6 @@ ENDINGS = (".small.safetensors", ".small.onnx")
 """Of the two files, in the order in which they are made."""
 CHECKED, TOLERANCE = 256, 1e-4
 """Answers to so many held-back images are compared; a logit may differ by so much of the largest, by rounding."""
-TIMED, REPEATS = 32, 16
-"""Images in a batch that is timed, at most, and how many pairs of runs are timed, one of each network."""
 SIZES = ("in_channels", "out_channels", "groups", "num_features", "in_features", "out_features")
 """Attributes of layers that cutting changes."""
 
@@ -88,8 +84,8 @@ def shrink(
         "pruned": removal.pruned,
         "left": [vars(part) for part in removal.left],
         "parameters": [sum(p.numel() for p in model.parameters()) for model in (plain, removal.model)],
-        "flops": [_flops(model, to_floats(images.images[:1])) for model in (plain, removal.model)],
-        **_timed(before, after, batch),
+        "flops": [flops(model, to_floats(images.images[:1])) for model in (plain, removal.model)],
+        **timed(before, after, batch),
         "batch": len(batch),
         "same_answers": _checked(plain, runs, images),
         "files": [{"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for data in (weights, onnx)],
@@ -117,7 +113,8 @@ def serialised(small: nn.Module, fitted: Fitted, checkpoint: Checkpoint) -> byte
 
     Its metadata are the owner's, and "channels": JSON, the inputs, outputs and groups of each layer that was cut.
     """
-    state = {name: value for name, value in checkpoint.state.items() if isinstance(value, Tensor)}
+    items = checkpoint.state.items()
+    state = {name: value for name, value in items if isinstance(value, Tensor) and isinstance(name, str)}
     made = small.state_dict()
     for ours, name in fitted.names.items():
         state[name] = made[ours].to(state[name].dtype)
@@ -163,6 +160,10 @@ def fit_to(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             module.out_features, module.in_features = module.weight.shape
         elif isinstance(module, _BatchNorm) and module.weight is not None:
             module.num_features = len(module.weight)
+        elif isinstance(module, nn.LayerNorm) and module.weight is not None:
+            module.normalized_shape = tuple(module.weight.shape)
+        elif isinstance(module, nn.GroupNorm) and module.weight is not None:
+            module.num_channels = len(module.weight)
 
 
 def _values(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -260,40 +261,3 @@ def _checked(
             )
         record[name] = {"equal": int((found.argmax(1) == wanted.argmax(1)).sum()), "difference": gap}
     return record
-
-
-def _flops(model: nn.Module, image: Tensor) -> int:
-    """Floating-point operations for one image, of convolutions and matrix products, as PyTorch counts them."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
-    return counter.get_total_flops()
-
-
-@torch.no_grad()
-def _timed(before: nn.Module, after: nn.Module, batch: Tensor) -> dict[str, list[float]]:
-    """How long both networks take for a batch on its device.
-
-    Other work on the machine comes and goes, so each run is compared with the one beside it, and the order is swapped
-    each turn.
-
-    Returns:
-        `milliseconds`, the medians before and after; `time_ratio`, after / before: lower quartile, median and upper
-        quartile of the pairs.
-    """
-    pairs: list[dict[nn.Module, float]] = []
-    for repeat in range(REPEATS + 2):
-        taken = {}
-        for model in (before, after) if repeat % 2 else (after, before):
-            if batch.is_cuda:
-                torch.cuda.synchronize(batch.device)
-            started = time.perf_counter()
-            model(batch)
-            if batch.is_cuda:
-                torch.cuda.synchronize(batch.device)
-            taken[model] = time.perf_counter() - started
-        pairs.append(taken)
-    pairs = pairs[2:]  # the first calls also choose algorithms
-    return {
-        "milliseconds": [round(1000 * median(pair[model] for pair in pairs), 3) for model in (before, after)],
-        "time_ratio": [round(cut, 4) for cut in quantiles((pair[after] / pair[before] for pair in pairs), n=4)],
-    }

@@ -17,7 +17,7 @@ from tiny import mask_of, network, pictures, plain, settled
 from torch import Tensor, nn
 
 from nbtools.__main__ import main
-from nbtools.defend import command, shrink, smaller
+from nbtools.defend import command, cost, shrink, smaller
 from nbtools.defend.shrink import fit_to
 from nbtools.defender.pruning import pruned_copy, remove
 from nbtools.networks.units import prunable_units
@@ -267,10 +267,10 @@ def test_each_pair_of_runs_is_compared_in_both_orders(monkeypatch: pytest.Monkey
             clock[0] += self.seconds * (1 + len(order) // 2)  # the machine gets slower all the time
             return x
 
-    monkeypatch.setattr(shrink.time, "perf_counter", lambda: clock[0])
-    found = shrink._timed(Slow(2), Slow(1), torch.ones(1))
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock[0])
+    found = cost.timed(Slow(2), Slow(1), torch.ones(1))
     assert order[:4] == [1, 2, 2, 1] and found["time_ratio"][0] <= found["time_ratio"][1] <= found["time_ratio"][2]
-    assert 0.4 < found["time_ratio"][1] < 0.6 and len(order) == 2 * (shrink.REPEATS + 2)
+    assert 0.4 < found["time_ratio"][1] < 0.6 and len(order) == 2 * (cost.REPEATS + 2)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_equal_logits_are_called_equal() -> None:
 def test_operations_are_those_of_the_convolutions_and_the_linear_layer() -> None:
     model = settled(plain())
     wanted = 2 * (8 * 3 * 9 * 8 * 8 + 8 * 8 * 9 * 4 * 4 + 8 * 4)
-    assert shrink._flops(model, pictures(1).floats()) == wanted
+    assert cost.flops(model, pictures(1).floats()) == wanted
 
 
 def test_a_filter_is_silent_where_its_batch_norm_gives_zero() -> None:
