@@ -98,12 +98,12 @@ def prunable_units(model: nn.Module, example: Tensor | None = None) -> Units:
         elif name not in alone:
             alone.append(name)
     if not pairs:
-        norms = sorted({type(m).__name__ for m in modules.values() if "norm" in type(m).__name__.lower()})
-        listed = " and ".join(f"such a {norm} as it has" for norm in norms)
+        others = {type(m).__name__ for m in modules.values() if "norm" in type(m).__name__.lower() and not _is_whole(m)}
+        listed = " or ".join(f"such a {norm} as it has" for norm in sorted(others))
         raise ValueError(
             f"{type(model).__name__} has no convolution that is followed by a batch norm "
             f"({len(alone)} convolutions without one); filters are pruned through their batch norm"
-            + (f", a BatchNorm2d with running statistics, gamma and beta of its own, not {listed}" if norms else "")
+            + (f", a BatchNorm2d with running statistics, gamma and beta of its own, not {listed}" if others else "")
         )
     return Units(tuple(pairs), tuple(alone), flow.how)
 
@@ -150,8 +150,13 @@ def _is_usable(conv: nn.Conv2d, norm: nn.BatchNorm2d, owners: Mapping[int, int])
         conv, norm: of one pair.
         owners: how many modules have each tensor, by its id.
     """
-    own = norm.affine and norm.track_running_stats and owners[id(norm.weight)] == owners[id(norm.bias)] == 1
+    own = _is_whole(norm) and owners[id(norm.weight)] == owners[id(norm.bias)] == 1
     return own and takes_weights_as_they_are(conv) and can_be_silent(norm)
+
+
+def _is_whole(norm: nn.Module) -> bool:
+    """Whether it is a batch norm with gamma, beta and running statistics."""
+    return isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats
 
 
 @torch.no_grad()
